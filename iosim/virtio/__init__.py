@@ -1,0 +1,1 @@
+"""What the virtio specification says of devices: feature bits and the formats of requests."""
