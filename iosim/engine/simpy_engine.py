@@ -1,0 +1,690 @@
+"""The reference engine: every process of a model is a SimPy process, every effect that takes time a SimPy event.
+
+Order of simultaneous events, the same in every engine (also in docs/background/engine.md):
+
+1. Timers due at the same picosecond fire in the order in which they were set (SimPy's own rule).
+2. A process runs until an effect makes it wait or until a process of a higher level is ready on its thread.
+3. Then the processes that became ready without a delay start, in the order in which they became ready, before the
+   next timer of the same picosecond fires.
+4. On one thread the highest level runs first; of equals, the one that ran, then the one that was ready first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import simpy
+from simpy.events import Event, Timeout
+
+from iosim import effects as fx
+from iosim.engine.distributions import Distribution
+from iosim.engine.draws import DrawStream, stream_key
+from iosim.engine.system import Process, System
+
+BLOCKED, WAKING, READY, DONE = range(4)
+
+
+class CostTable:
+    """What the engine needs to know of costs: a distribution and a rate for each number.
+
+    Args:
+        names: The costs' names; they key the random streams.
+        distributions: One a cost, in ps.
+        rates: Additional ps per byte, in 1/1024 ps, one a cost.
+    """
+
+    def __init__(self, names: Sequence[str], distributions: Sequence[Distribution], rates: Sequence[int]) -> None:
+        self.names = list(names)
+        self.distributions = list(distributions)
+        self.rates = list(rates)
+
+
+class _Cpu:
+    """A CPU: who runs on it, who ran last, and the timer of the current time slice."""
+
+    __slots__ = ("idle_since_last", "index", "last", "slice_timer", "thread")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.thread: _Thread | None = None
+        self.last: _Thread | None = None
+        self.idle_since_last = True
+        self.slice_timer: Event | None = None
+
+
+class _Thread:
+    """A thread: its processes by level, the one that runs, and whether it has left the guest (``parked``)."""
+
+    __slots__ = ("blocked_since", "busy", "contexts", "cpu", "current", "dirty", "index", "name", "outranked",
+                 "own_cpu", "parked", "priority", "queued", "switches")  # fmt: skip
+
+    def __init__(self, index: int, name: str, priority: int) -> None:
+        self.index = index
+        self.name = name
+        self.priority = priority
+        self.contexts: list[_Context] = []
+        self.current: _Context | None = None
+        self.parked: _Context | None = None
+        self.cpu: _Cpu | None = None
+        self.own_cpu: _Cpu | None = None
+        self.queued = False
+        self.dirty = False
+        self.outranked = False
+        self.blocked_since = True
+        self.busy = 0
+        self.switches = 0
+
+
+class _Context:
+    """A process in the engine: what it waits for, what is left of its spend, and its random streams."""
+
+    __slots__ = ("channel", "gate", "generator", "index", "level", "name", "on_timer", "ready_at", "remaining",
+                 "spinning", "started", "state", "streams", "thread", "timer", "wake")  # fmt: skip
+
+    def __init__(self, index: int, name: str, generator: Process, thread: _Thread | None, level: int) -> None:
+        self.index = index
+        self.name = name
+        self.generator = generator
+        self.thread = thread
+        self.level = level
+        self.state = READY
+        self.remaining = 0
+        self.started = 0
+        self.timer: Event | None = None
+        self.channel = -1
+        self.wake = fx.NO_COST
+        self.spinning = -1
+        self.ready_at = 0
+        self.streams: list[DrawStream | None] = []
+        self.gate: Event
+        self.on_timer: Any
+
+
+class SimpyEngine:
+    """Plays a `System` in a SimPy environment; time there is a whole number of picoseconds.
+
+    Args:
+        system: The threads, channels, locks and processes.
+        costs: What each cost is.
+        seed, replication: Key the random streams, with the names of process and cost.
+        env: The environment to install into; a new one by default.
+        cpus: Number of CPUs that the threads share; 0 gives each thread a CPU of its own.
+        timeslice: ps after which a thread hands a shared CPU to one of equal priority.
+        switch: The cost of a direct switch between two threads of one CPU, or ``NO_COST``.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        costs: CostTable,
+        *,
+        seed: int = 1,
+        replication: int = 0,
+        env: simpy.Environment | None = None,
+        cpus: int = 0,
+        timeslice: int = 3_000_000_000,
+        switch: int = fx.NO_COST,
+    ) -> None:
+        self.env = simpy.Environment() if env is None else env
+        self.clock = system.clock
+        self.system = system
+        self.costs = costs
+        self.seed = seed
+        self.replication = replication
+        self.events = 0
+        self.cost_time = [0] * len(costs.names)
+        self.cost_count = [0] * len(costs.names)
+        self._rates = costs.rates
+        self._timeslice = timeslice
+        self._switch = switch
+        self._switch_streams: dict[int, DrawStream] = {}
+        self._latched = [False] * len(system.channels)
+        self._waiter: list[_Context | None] = [None] * len(system.channels)
+        self._observers: list[list[Event]] = [[] for _ in system.channels]
+        self._owner: list[_Context | None] = [None] * len(system.locks)
+        self._line: list[list[_Context]] = [[] for _ in system.locks]
+        self._threads = [_Thread(i, t.name, t.priority) for i, t in enumerate(system.threads)]
+        self._cpus = [_Cpu(i) for i in range(cpus if cpus else len(self._threads))]
+        if not cpus:
+            for thread, cpu in zip(self._threads, self._cpus, strict=True):
+                thread.own_cpu = cpu
+        self._queue: list[_Thread] = []
+        self._dirty: list[_Thread] = []
+        self._ready_free: list[_Context] = []
+        self._draining = False
+        self._ready_count = 0
+        self._contexts = [self._install(i) for i in range(len(system.processes))]
+        # Started by one event, so that a user's own processes may be added before time 0 passes.
+        start = Timeout(self.env, 0)
+        assert start.callbacks is not None
+        start.callbacks.append(self._start)
+
+    # -- what users of the engine see ---------------------------------------------------------------------------
+
+    def run(self, until: int | None = None) -> None:
+        """Run until the time ``until`` (ps), or until `stop` is called."""
+        if until is None:
+            self.env.run(until=self._stop_event())
+        elif until > self.env.now:
+            self.env.run(until=until)
+            self.clock.now = int(self.env.now)
+
+    def stop(self) -> None:
+        """End the current `run` when the current instant's processes have run."""
+        event = self._stop_event()
+        if not event.triggered:
+            event.succeed()
+
+    def notified(self, channel: str) -> Event:
+        """Return a SimPy event that occurs at the next notification of a channel, for processes of one's own."""
+        event = self.env.event()
+        self._observers[self.system.find_channel(channel)].append(event)
+        return event
+
+    def notify(self, channel: str) -> None:
+        """Notify a channel from outside the model, at the present time."""
+        self.clock.now = int(self.env.now)
+        self._notify(self.system.find_channel(channel))
+        self._drain()
+
+    def busy(self) -> list[int]:
+        """Return the time each thread has run so far (ps), in the order of ``system.threads``."""
+        now = self.clock.now
+        out = []
+        for thread in self._threads:
+            current = thread.current
+            running = now - current.started if current is not None and current.timer is not None else 0
+            out.append(thread.busy + running)
+        return out
+
+    def switches(self) -> list[int]:
+        """Return how often each thread was put on a CPU after it had slept or another thread had run there."""
+        return [thread.switches for thread in self._threads]
+
+    # -- installation -------------------------------------------------------------------------------------------
+
+    def _install(self, index: int) -> _Context:
+        spec = self.system.processes[index]
+        thread = self._threads[spec.thread] if spec.thread >= 0 else None
+        context = _Context(index, spec.name, spec.generator, thread, spec.level)
+        context.streams = [None] * len(self.costs.names)
+        context.on_timer = partial(self._timer_fired, context)
+        gate = Event(self.env)
+        gate._ok = True
+        gate._value = None
+        context.gate = gate
+        if thread is not None:
+            thread.contexts.append(context)
+        self.env.process(self._play(context))
+        return context
+
+    def _start(self, _event: Event) -> None:
+        self.clock.now = int(self.env.now)
+        for context in self._contexts:
+            self._make_ready(context)
+        self._drain()
+
+    def _stop_event(self) -> Event:
+        event: Event | None = getattr(self, "_stopping", None)
+        if event is None or event.processed:
+            event = self.env.event()
+            self._stopping = event
+        return event
+
+    # -- a process ----------------------------------------------------------------------------------------------
+
+    def _play(self, context: _Context) -> Any:
+        """The SimPy process of one model process: plays its effects, sleeping at the gate when one takes time.
+
+        The gate is one event that is never scheduled: the engine resumes the process by calling the gate's
+        callbacks itself, when its thread has the CPU. So a process costs one event a timer, none for its turn.
+        """
+        gate = context.gate
+        perform = self._perform
+        yield gate
+        for effect in context.generator:
+            if perform(context, effect):
+                yield gate
+        self._finish(context)
+
+    def _resume(self, context: _Context) -> None:
+        gate = context.gate
+        callbacks = gate.callbacks
+        assert callbacks is not None
+        gate.callbacks = []
+        for callback in callbacks:
+            callback(gate)
+
+    def _finish(self, context: _Context) -> None:
+        context.state = DONE
+        thread = context.thread
+        if thread is not None:
+            if thread.parked is context:
+                thread.parked = None
+            self._mark(thread)
+
+    def _perform(self, context: _Context, effect: fx.Effect) -> bool:
+        """Carry out one effect; return whether the process now waits at its gate."""
+        op, a, b, c = effect
+        thread = context.thread
+        if op == fx.SPEND:
+            duration = self._draw(context, a, b)
+            if duration == 0:
+                return False
+            context.remaining = duration
+            if thread is None or not thread.outranked:
+                self._set_timer(context, duration)
+            return True
+        if op == fx.NOTIFY:
+            self._notify(a)
+        elif op == fx.WAIT or op == fx.WAIT_UNTIL:
+            if self._latched[a]:
+                self._latched[a] = False
+                return False
+            if self._waiter[a] is not None:
+                raise RuntimeError(f"two processes wait on '{self.system.channels[a]}': a channel has one waiter")
+            self._waiter[a] = context
+            context.channel = a
+            context.wake = b
+            if op == fx.WAIT_UNTIL:
+                self._set_timer(context, max(0, c - self.clock.now))
+            self._block(context)
+            return True
+        elif op == fx.LEVEL:
+            raised = a >= context.level
+            context.level = a
+            if raised:
+                return False
+            return self._checkpoint(context)
+        elif op == fx.LEAVE_GUEST:
+            assert thread is not None
+            thread.parked = context
+            thread.outranked = False
+            return False
+        elif op == fx.ENTER_GUEST:
+            assert thread is not None
+            thread.parked = None
+            return self._checkpoint(context)
+        elif op == fx.SPIN:
+            if self._latched[a]:
+                self._latched[a] = False
+                return False
+            if b <= 0:
+                return False
+            context.remaining = b
+            context.spinning = a
+            self._waiter[a] = context
+            if thread is None or not thread.outranked:
+                self._set_timer(context, b)
+            return True
+        elif op == fx.TAKE:
+            if self._owner[a] is None:
+                self._owner[a] = context
+                return False
+            self._line[a].append(context)
+            context.wake = b
+            self._block(context)
+            return True
+        elif op == fx.GIVE:
+            self._give(context, a)
+        elif op == fx.SLEEP_UNTIL:
+            if a <= self.clock.now:
+                return False
+            self._set_timer(context, a - self.clock.now)
+            self._block(context)
+            return True
+        elif op == fx.NOTIFY_AFTER:
+            delay = self._draw(context, b, c)
+            if delay == 0:
+                self._notify(a)
+            else:
+                timer = Timeout(self.env, delay)
+                assert timer.callbacks is not None
+                timer.callbacks.append(partial(self._signal_arrived, a))
+        else:
+            raise RuntimeError(f"process '{context.name}' yielded {effect!r}, which is no effect")
+        # A process of a higher level that became ready on this very thread runs before the next step of this one.
+        return thread is not None and thread.outranked
+
+    def _draw(self, context: _Context, cost: int, amount: int) -> int:
+        if cost < 0:
+            return 0
+        stream = context.streams[cost]
+        if stream is None:
+            key = stream_key(self.seed, self.replication, f"{context.name}/{self.costs.names[cost]}")
+            stream = context.streams[cost] = DrawStream(key, self.costs.distributions[cost])
+        duration = stream.draw()
+        if amount:
+            duration += amount * self._rates[cost] >> 10
+        self.cost_time[cost] += duration
+        self.cost_count[cost] += 1
+        return duration
+
+    # -- channels, locks, timers --------------------------------------------------------------------------------
+
+    def _set_timer(self, context: _Context, delay: int) -> None:
+        timer = Timeout(self.env, delay)
+        assert timer.callbacks is not None
+        timer.callbacks.append(context.on_timer)
+        context.timer = timer
+        context.started = self.clock.now
+        self.events += 1
+
+    def _timer_fired(self, context: _Context, event: Event) -> None:
+        if event is not context.timer:
+            return  # the spend was preempted or the wait was over before: a timer nobody waits for any more
+        context.timer = None
+        now = self.clock.now = int(self.env.now)
+        thread = context.thread
+        if context.state == READY:
+            context.remaining = 0
+            if context.spinning >= 0:
+                self._end_spin(context)
+            if thread is None:
+                self._resume(context)
+            else:
+                thread.busy += now - context.started
+                self._resume(context)
+        elif context.state == WAKING:
+            if context.channel >= 0:
+                self._latched[context.channel] = False
+                self._waiter[context.channel] = None
+                context.channel = -1
+            self._make_ready(context)
+        else:
+            self._wake(context)
+        self._drain()
+
+    def _signal_arrived(self, channel: int, _event: Event) -> None:
+        self.clock.now = int(self.env.now)
+        self.events += 1
+        self._notify(channel)
+        self._drain()
+
+    def _notify(self, channel: int) -> None:
+        observers = self._observers[channel]
+        if observers:
+            for event in observers:
+                event.succeed(self.clock.now)
+            observers.clear()
+        context = self._waiter[channel]
+        if context is None:
+            self._latched[channel] = True
+        elif context.spinning == channel:
+            self._stop_spinning(context)
+        elif context.state == BLOCKED:
+            context.timer = None
+            self._wake(context)
+        # Otherwise it is waking up already: it will see what both notifications were about.
+
+    def _stop_spinning(self, context: _Context) -> None:
+        thread = context.thread
+        self._end_spin(context)
+        if context.timer is not None:
+            context.timer = None
+            if thread is not None:
+                thread.busy += self.clock.now - context.started
+        context.remaining = 0
+        if thread is None:
+            self._ready_free.append(context)
+        else:
+            self._mark(thread)
+
+    def _end_spin(self, context: _Context) -> None:
+        self._waiter[context.spinning] = None
+        context.spinning = -1
+
+    def _give(self, context: _Context, lock: int) -> None:
+        if self._owner[lock] is not context:
+            raise RuntimeError(f"process '{context.name}' gives back '{self.system.locks[lock]}', which it has not")
+        line = self._line[lock]
+        if line:
+            heir = line.pop(0)
+            self._owner[lock] = heir
+            self._wake(heir)
+        else:
+            self._owner[lock] = None
+
+    def _block(self, context: _Context) -> None:
+        context.state = BLOCKED
+        thread = context.thread
+        if thread is not None:
+            self._mark(thread)
+
+    def _wake(self, context: _Context) -> None:
+        """Begin to wake a blocked process: after one draw of its wake cost it is ready."""
+        delay = self._draw(context, context.wake, 0)
+        context.wake = fx.NO_COST
+        if delay:
+            context.state = WAKING
+            self._set_timer(context, delay)
+        else:
+            if context.channel >= 0:
+                self._latched[context.channel] = False
+                self._waiter[context.channel] = None
+                context.channel = -1
+            self._make_ready(context)
+
+    # -- scheduling ---------------------------------------------------------------------------------------------
+
+    def _make_ready(self, context: _Context) -> None:
+        context.state = READY
+        self._ready_count += 1
+        context.ready_at = self._ready_count
+        thread = context.thread
+        if thread is None:
+            self._ready_free.append(context)
+            return
+        current = thread.current
+        if thread.parked is None and current is not None and context.level > current.level:
+            thread.outranked = True
+        self._mark(thread)
+
+    def _checkpoint(self, context: _Context) -> bool:
+        """After a lowering of the level: does a process that waited for it run first?"""
+        thread = context.thread
+        if thread is None or self._pick(thread) is context:
+            return False
+        thread.outranked = True
+        self._mark(thread)
+        return True
+
+    def _mark(self, thread: _Thread) -> None:
+        if not thread.dirty:
+            thread.dirty = True
+            self._dirty.append(thread)
+
+    def _drain(self) -> None:
+        """Let everything that became ready run, in order; a thread's turn may make others ready."""
+        if self._draining:
+            return
+        self._draining = True
+        dirty = self._dirty
+        free = self._ready_free
+        while dirty or free:
+            if free:
+                self._resume(free.pop(0))
+            else:
+                self._dispatch(dirty.pop(0))
+        self._draining = False
+
+    def _pick(self, thread: _Thread) -> _Context | None:
+        parked = thread.parked
+        if parked is not None:
+            return parked if parked.state == READY else None
+        best = thread.current
+        if best is not None and best.state != READY:
+            best = None
+        for context in thread.contexts:
+            if context.state != READY or context is best:
+                continue
+            if (
+                best is None
+                or context.level > best.level
+                or (context.level == best.level and best is not thread.current and context.ready_at < best.ready_at)
+            ):
+                best = context
+        return best
+
+    def _dispatch(self, thread: _Thread) -> None:
+        thread.dirty = False
+        thread.outranked = False
+        best = self._pick(thread)
+        current = thread.current
+        if current is not None and current is not best:
+            self._suspend(current)
+            thread.current = None
+        if best is None:
+            self._release(thread)
+            return
+        if thread.cpu is None and not self._acquire(thread):
+            return
+        if thread.current is not best:
+            thread.current = best
+        if best.timer is None:
+            self._go(best)
+
+    def _go(self, context: _Context) -> None:
+        """Continue the spend of a process that has its CPU, or its code where no spend is left."""
+        if context.remaining > 0:
+            self._set_timer(context, context.remaining)
+        else:
+            self._resume(context)
+
+    def _suspend(self, context: _Context) -> None:
+        if context.state == READY and context.timer is not None:
+            ran = self.clock.now - context.started
+            context.remaining -= ran
+            context.timer = None
+            assert context.thread is not None
+            context.thread.busy += ran
+            if context.remaining == 0 and context.spinning >= 0:
+                self._end_spin(context)
+
+    # -- CPUs ---------------------------------------------------------------------------------------------------
+
+    def _acquire(self, thread: _Thread) -> bool:
+        """Put a runnable thread on a CPU, or in the run queue."""
+        if thread.queued:
+            return False
+        cpu = thread.own_cpu
+        if cpu is None:
+            cpu = self._idle_cpu(thread)
+        if cpu is None:
+            victim = min(
+                (c.thread for c in self._cpus if c.thread is not None), key=lambda t: (t.priority, t.index)
+            )
+            if victim.priority < thread.priority:
+                cpu = victim.cpu
+                self._take_cpu(victim)
+                self._enqueue(victim)
+        if cpu is None:
+            self._enqueue(thread)
+            return False
+        self._put(thread, cpu)
+        return True
+
+    def _idle_cpu(self, thread: _Thread) -> _Cpu | None:
+        idle = [cpu for cpu in self._cpus if cpu.thread is None]
+        for cpu in idle:
+            if cpu.last is thread:
+                return cpu
+        return idle[0] if idle else None
+
+    def _put(self, thread: _Thread, cpu: _Cpu) -> None:
+        if thread.blocked_since or cpu.last is not thread:
+            thread.switches += 1
+        if cpu.last is not None and cpu.last is not thread and not cpu.idle_since_last and self._switch >= 0:
+            best = self._pick(thread)
+            if best is not None:
+                best.remaining += self._switch_cost(thread)
+        thread.blocked_since = False
+        thread.cpu = cpu
+        cpu.thread = thread
+        cpu.last = thread
+        cpu.idle_since_last = False
+        if self._queue:
+            self._begin_slice(cpu)
+
+    def _switch_cost(self, thread: _Thread) -> int:
+        stream = self._switch_streams.get(thread.index)
+        if stream is None:
+            name = f"{thread.name}/{self.costs.names[self._switch]}"
+            stream = DrawStream(
+                stream_key(self.seed, self.replication, name), self.costs.distributions[self._switch]
+            )
+            self._switch_streams[thread.index] = stream
+        duration = stream.draw()
+        self.cost_time[self._switch] += duration
+        self.cost_count[self._switch] += 1
+        return duration
+
+    def _enqueue(self, thread: _Thread) -> None:
+        thread.queued = True
+        self._queue.append(thread)
+        for cpu in self._cpus:
+            if cpu.thread is not None and cpu.slice_timer is None:
+                self._begin_slice(cpu)
+
+    def _begin_slice(self, cpu: _Cpu) -> None:
+        if cpu.thread is None or cpu.thread.own_cpu is not None:
+            return
+        timer = Timeout(self.env, self._timeslice)
+        assert timer.callbacks is not None
+        timer.callbacks.append(partial(self._slice_over, cpu))
+        cpu.slice_timer = timer
+        self.events += 1
+
+    def _slice_over(self, cpu: _Cpu, event: Event) -> None:
+        if event is not cpu.slice_timer:
+            return
+        cpu.slice_timer = None
+        self.clock.now = int(self.env.now)
+        thread = cpu.thread
+        if thread is not None and self._queue:
+            if max(t.priority for t in self._queue) >= thread.priority:
+                self._take_cpu(thread)
+                self._enqueue(thread)
+                self._run_next(cpu)
+            else:
+                self._begin_slice(cpu)
+        self._drain()
+
+    def _take_cpu(self, thread: _Thread) -> None:
+        """Take the CPU from a thread that still has work."""
+        if thread.current is not None:
+            self._suspend(thread.current)
+            thread.current = None
+        cpu = thread.cpu
+        assert cpu is not None
+        cpu.thread = None
+        cpu.slice_timer = None
+        thread.cpu = None
+
+    def _release(self, thread: _Thread) -> None:
+        """A thread has nothing to run: its CPU goes to the next in the queue."""
+        if thread.queued:
+            thread.queued = False
+            self._queue.remove(thread)
+        thread.blocked_since = True
+        cpu = thread.cpu
+        if cpu is None:
+            return
+        thread.cpu = None
+        cpu.thread = None
+        cpu.slice_timer = None
+        self._run_next(cpu)
+        if cpu.thread is None:
+            cpu.idle_since_last = True
+
+    def _run_next(self, cpu: _Cpu) -> None:
+        if not self._queue:
+            return
+        top = max(t.priority for t in self._queue)
+        thread = next(t for t in self._queue if t.priority == top)
+        self._queue.remove(thread)
+        thread.queued = False
+        self._put(thread, cpu)
+        self._mark(thread)

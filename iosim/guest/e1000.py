@@ -1,0 +1,291 @@
+"""The guest's e1000 driver (Linux 6.1): transmit, the interrupt handler, NAPI, dynamic interrupt throttling.
+
+Every ``ew32`` and ``er32`` is a register access, that is a VM exit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final, Protocol
+
+from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.host import counters as count
+from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
+from iosim.host.e1000 import DD, DESCRIPTOR, E1000, ICR, IMC, IMS, ITR, RDT, STATUS, TDT, VECTOR, er32, ew32
+from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
+from iosim.host.machine import Machine
+from iosim.requests import mark, mark_past
+from iosim.ring.memory import allocate
+
+NAPI_POLL_WEIGHT: Final = 64
+MAX_SKB_FRAGS: Final = 17
+TX_WAKE_THRESHOLD: Final = 32
+"""Free descriptors at which a stopped queue opens (Linux e1000_main.c)."""
+RX_BUFFER_WRITE: Final = 16
+"""Receive descriptors cleaned before new buffers are given in between (E1000_RX_BUFFER_WRITE)."""
+BUFFER: Final = 2048
+IMS_ENABLE: Final = 0x9D
+"""IMS_ENABLE_MASK: RXT0, TXDW, RXDMT0, RXSEQ, LSC."""
+ALL: Final = 0xFFFFFFFF
+
+LOWEST_LATENCY: Final = 0
+LOW_LATENCY: Final = 1
+BULK_LATENCY: Final = 2
+INITIAL_ITR: Final = 20_000
+"""Interrupts a second that the driver begins with (InterruptThrottleRate = 3, dynamic conservative)."""
+
+
+class DriverMilestones(Protocol):
+    """The milestones stamped here."""
+
+    irq: int
+    handled: int
+    taken: int
+    room: int
+    available: int
+
+
+class E1000Driver:
+    """The driver's state.
+
+    Args:
+        machine, vcpu, socket, device, milestones: What it belongs to.
+
+    Attributes:
+        tx_next, tx_clean, tx_unused: The transmit ring: next to use, next to clean, free descriptors.
+        rx_next, rx_fill: The receive ring: next to take, next to give a buffer.
+        itr: Interrupts a second the driver asks for; ``tx_itr`` and ``rx_itr`` its classes of traffic.
+    """
+
+    __slots__ = (
+        "device", "handler_done", "itr", "machine", "milestones", "rx_bytes", "rx_fill", "rx_itr", "rx_next",
+        "rx_packets", "scheduled", "socket", "softirq", "stopped", "tx_bytes", "tx_clean", "tx_itr", "tx_next",
+        "tx_packets", "tx_unused", "tx_wake", "vcpu",
+    )  # fmt: skip
+
+    def __init__(
+        self, machine: Machine, vcpu: Vcpu, socket: Socket, device: E1000, milestones: DriverMilestones
+    ) -> None:
+        self.machine = machine
+        self.vcpu = vcpu
+        self.socket = socket
+        self.device = device
+        self.milestones = milestones
+        self.tx_next = 0
+        self.tx_clean = 0
+        self.tx_unused = device.tx_size - 1
+        self.rx_next = 0
+        self.rx_fill = 0
+        self.itr = INITIAL_ITR
+        self.tx_itr = LOW_LATENCY
+        self.rx_itr = LOW_LATENCY
+        self.tx_packets = self.tx_bytes = self.rx_packets = self.rx_bytes = 0
+        self.stopped = False
+        self.scheduled = False
+        self.handler_done = 0
+        self.softirq = machine.system.channel("guest softirq")
+        self.tx_wake = machine.system.channel("guest tx queue open")
+        machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
+        vcpu.handler("e1000_intr", e1000_intr(self))
+        # The probe, before time 0: buffers for both rings, throttling, interrupts on.
+        u64 = machine.memory.u64
+        for i in range(device.tx_size):
+            u64[(device.tx_ring + i * DESCRIPTOR) >> 3] = allocate(machine.memory, BUFFER, 64)
+        for i in range(device.rx_size):
+            u64[(device.rx_ring + i * DESCRIPTOR) >> 3] = allocate(machine.memory, BUFFER, 64)
+        self.rx_fill = device.rx_size - 1
+        device.rdt = self.rx_fill
+        device.ims = IMS_ENABLE
+        device.itr = itr_register(self.itr)
+
+
+def itr_register(rate: int) -> int:
+    """The value of ITR for a rate of interrupts a second: the interval in units of 256 ns."""
+    return 1_000_000_000 // (rate * 256)
+
+
+# -- transmit ---------------------------------------------------------------------------------------------------
+
+
+def dev_queue_xmit(d: E1000Driver, row: int) -> Generator[Effect, None, None]:
+    """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
+    while d.stopped:
+        yield wait(d.tx_wake)
+    mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
+    yield level(SOFTIRQ)
+    yield from e1000_xmit_frame(d, row)
+    yield level(TASK)
+
+
+def e1000_xmit_frame(d: E1000Driver, row: int) -> Generator[Effect, None, None]:
+    """Fill a descriptor and move the tail: the write that makes QEMU send."""
+    m = d.machine
+    yield spend(DRIVER_XMIT)
+    at = d.device.tx_ring + d.tx_next * DESCRIPTOR
+    m.memory.u64[m.memory.u64[at >> 3] >> 3] = row
+    m.memory.u32[(at >> 2) + 2] = d.device.network.frame
+    m.memory.u32[(at >> 2) + 3] = 0
+    d.tx_next += 1
+    if d.tx_next == d.device.tx_size:
+        d.tx_next = 0
+    d.tx_unused -= 1
+    mark(m.table, row, d.milestones.available, m.clock.now)
+    if d.tx_unused < MAX_SKB_FRAGS + 2:
+        d.stopped = True
+    yield from ew32(d.device, TDT, d.tx_next)
+
+
+# -- interrupt and NAPI -----------------------------------------------------------------------------------------
+
+
+def e1000_intr(d: E1000Driver) -> Generator[Effect, None, None]:
+    """The interrupt handler: read the cause, mask, flush, schedule NAPI; the EOI comes after it (level-triggered)."""
+    while True:
+        yield from irq_enter(d.vcpu, VECTOR)
+        yield spend(DRIVER_IRQ)
+        cause = yield from er32(d.device, ICR)
+        if cause != 0:
+            yield from ew32(d.device, IMC, ALL)
+            yield from er32(d.device, STATUS)
+            if not d.scheduled:
+                d.scheduled = True
+                d.tx_packets = d.tx_bytes = d.rx_packets = d.rx_bytes = 0
+                yield notify(d.softirq)
+        else:
+            d.machine.counters.n[count.INTERRUPTS_SPURIOUS] += 1
+        yield from eoi_level(d.vcpu, VECTOR)
+        d.handler_done = d.machine.clock.now
+        yield from irq_return(d.vcpu)
+
+
+def net_rx_action(d: E1000Driver) -> Generator[Effect, None, None]:
+    """The guest's NET_RX softirq: poll while the driver is scheduled."""
+    while True:
+        while not d.scheduled:
+            yield wait(d.softirq)
+        yield spend(SOFTIRQ_ENTRY)
+        yield from e1000_clean(d)
+
+
+def e1000_clean(d: E1000Driver) -> Generator[Effect, None, None]:
+    """The NAPI poll: clean what was sent, take what has come; when there is no more, unmask."""
+    cleaned = yield from e1000_clean_tx(d)
+    work = yield from e1000_clean_rx(d)
+    if work < NAPI_POLL_WEIGHT and cleaned < d.device.tx_size:
+        d.scheduled = False
+        yield from e1000_set_itr(d)
+        yield from ew32(d.device, IMS, IMS_ENABLE)
+        yield from er32(d.device, STATUS)
+
+
+def e1000_clean_tx(d: E1000Driver) -> Generator[Effect, None, int]:
+    """Free the packets whose descriptors the device has written back; return how many."""
+    m = d.machine
+    cleaned = 0
+    ring = d.device.tx_ring
+    while (
+        cleaned < d.device.tx_size
+        and d.tx_clean != d.tx_next
+        and m.memory.u32[((ring + d.tx_clean * DESCRIPTOR) >> 2) + 3] & DD
+    ):
+        yield spend(DRIVER_FREE)
+        d.tx_packets += 1
+        d.tx_bytes += d.device.network.frame
+        d.tx_clean += 1
+        if d.tx_clean == d.device.tx_size:
+            d.tx_clean = 0
+        d.tx_unused += 1
+        cleaned += 1
+        yield from sock_wfree(d.socket)
+    if d.stopped and d.tx_unused >= TX_WAKE_THRESHOLD:
+        d.stopped = False
+        yield notify(d.tx_wake)
+    return cleaned
+
+
+def e1000_clean_rx(d: E1000Driver) -> Generator[Effect, None, int]:
+    """Take received packets up to the budget and give the device new buffers; return how many."""
+    m = d.machine
+    work = 0
+    unfilled = 0
+    ring = d.device.rx_ring
+    while work < NAPI_POLL_WEIGHT and m.memory.u32[((ring + d.rx_next * DESCRIPTOR) >> 2) + 3] & DD:
+        at = ring + d.rx_next * DESCRIPTOR
+        row = m.memory.u64[m.memory.u64[at >> 3] >> 3]
+        m.memory.u32[(at >> 2) + 3] = 0
+        mark_past(m.table, row, d.milestones.irq, d.vcpu.handler_began[VECTOR])
+        mark_past(m.table, row, d.milestones.handled, d.handler_done)
+        mark(m.table, row, d.milestones.taken, m.clock.now)
+        d.rx_next += 1
+        if d.rx_next == d.device.rx_size:
+            d.rx_next = 0
+        work += 1
+        unfilled += 1
+        d.rx_packets += 1
+        d.rx_bytes += d.device.network.frame
+        yield spend(DRIVER_RECEIVE)
+        yield from deliver(d.socket, row)
+        if unfilled >= RX_BUFFER_WRITE:
+            yield from e1000_alloc_rx_buffers(d, unfilled)
+            unfilled = 0
+    if unfilled > 0:
+        yield from e1000_alloc_rx_buffers(d, unfilled)
+    return work
+
+
+def e1000_alloc_rx_buffers(d: E1000Driver, buffers: int) -> Generator[Effect, None, None]:
+    """Give the device ``buffers`` more receive descriptors: a write of RDT, which KVM coalesces."""
+    i = 0
+    while i < buffers:
+        yield spend(DRIVER_REFILL)
+        i += 1
+    d.rx_fill = (d.rx_fill + buffers) % d.device.rx_size
+    yield from ew32(d.device, RDT, d.rx_fill)
+
+
+# -- dynamic interrupt throttling -------------------------------------------------------------------------------
+
+
+def e1000_set_itr(d: E1000Driver) -> Generator[Effect, None, None]:
+    """Choose the interrupt rate by the traffic since the last interrupt; write ITR where it changes."""
+    d.tx_itr = conservative(update_itr(d.tx_itr, d.tx_packets, d.tx_bytes))
+    d.rx_itr = conservative(update_itr(d.rx_itr, d.rx_packets, d.rx_bytes))
+    rate = INITIAL_ITR
+    if max(d.tx_itr, d.rx_itr) == BULK_LATENCY:
+        rate = 4_000
+    if rate != d.itr:
+        if rate > d.itr:
+            rate = min(d.itr + (rate >> 2), rate)
+        d.itr = rate
+        yield from ew32(d.device, ITR, itr_register(rate))
+
+
+def conservative(traffic: int) -> int:
+    """Mode 3 of InterruptThrottleRate leaves the lowest-latency class out."""
+    if traffic == LOWEST_LATENCY:
+        traffic = LOW_LATENCY
+    return traffic
+
+
+def update_itr(traffic: int, packets: int, size: int) -> int:
+    """The next class of traffic, by packets and bytes since the last interrupt (Linux e1000_update_itr)."""
+    after = traffic
+    if packets > 0:
+        if traffic == LOW_LATENCY:
+            if size > 10_000:
+                if packets < 10 or size // packets > 1200:
+                    after = BULK_LATENCY
+                elif packets > 35:
+                    after = LOWEST_LATENCY
+            elif size // packets > 2000:
+                after = BULK_LATENCY
+            elif packets <= 2 and size < 512:
+                after = LOWEST_LATENCY
+        elif traffic == BULK_LATENCY:
+            if size > 25_000:
+                if packets > 35:
+                    after = LOW_LATENCY
+            elif size < 6_000:
+                after = LOW_LATENCY
+    return after

@@ -1,0 +1,94 @@
+"""The guest's socket layer: one UDP socket, its two buffers, and the system calls of the application on it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final, Protocol
+
+from iosim.effects import Effect, notify, spend, wait
+from iosim.fifo import Fifo, put, take_first
+from iosim.host.costs import (
+    COPY_HOT,
+    GUEST_STACK_RX,
+    GUEST_STACK_TX,
+    GUEST_WAKEUP,
+    SYS_RECVMSG,
+    SYS_SENDMSG,
+)
+from iosim.host.machine import Machine
+from iosim.requests import mark
+from iosim.window import drop
+
+RECEIVE_BUFFER: Final = 277
+"""Packets the receive buffer holds: Linux's rmem_default 212992 bytes over the 768 that a small packet is charged."""
+
+
+class SocketMilestones(Protocol):
+    """The milestones stamped here."""
+
+    received: int
+    delivered: int
+    sent: int
+
+
+class Socket:
+    """A UDP socket of the guest.
+
+    Args:
+        machine, milestones: What it belongs to, and where to stamp.
+        size: Payload bytes of a packet.
+        send_buffer: Packets that may be under way at a time (they count until the driver frees them).
+
+    Attributes:
+        queue: Received packets: rows.
+        readable: The application sleeps here for a packet.
+        credits: Packets the send buffer still has room for.
+        writable: The application sleeps here for room.
+    """
+
+    __slots__ = ("credits", "machine", "milestones", "queue", "readable", "size", "writable")
+
+    def __init__(self, machine: Machine, milestones: SocketMilestones, size: int, send_buffer: int) -> None:
+        self.machine = machine
+        self.milestones = milestones
+        self.size = size
+        self.queue = Fifo(RECEIVE_BUFFER)
+        self.readable = machine.system.channel("socket readable")
+        self.credits = send_buffer
+        self.writable = machine.system.channel("socket writable")
+
+
+def deliver(s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Carry a received packet up the stack into the socket and wake the application (softirq)."""
+    yield spend(GUEST_STACK_RX)
+    if put(s.queue, row):
+        mark(s.machine.table, row, s.milestones.received, s.machine.clock.now)
+        yield notify(s.readable)
+    else:
+        yield from drop(s.machine.window, row)
+
+
+def recvmsg(s: Socket) -> Generator[Effect, None, int]:
+    """The application receives a packet, sleeping until there is one; return its row."""
+    while s.queue.count == 0:
+        yield wait(s.readable)
+        yield spend(GUEST_WAKEUP)
+    row = take_first(s.queue)
+    yield spend(SYS_RECVMSG)
+    yield spend(COPY_HOT, s.size)
+    mark(s.machine.table, row, s.milestones.delivered, s.machine.clock.now)
+    return row
+
+
+def sendmsg(s: Socket, row: int) -> Generator[Effect, None, None]:
+    """The application sends a packet: system call, copy, stack, down to the driver's start_xmit."""
+    yield spend(SYS_SENDMSG)
+    yield spend(COPY_HOT, s.size)
+    yield spend(GUEST_STACK_TX)
+    mark(s.machine.table, row, s.milestones.sent, s.machine.clock.now)
+
+
+def sock_wfree(s: Socket) -> Generator[Effect, None, None]:
+    """The driver has freed a sent packet: its room in the send buffer is there again."""
+    s.credits += 1
+    yield notify(s.writable)

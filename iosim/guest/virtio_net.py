@@ -1,0 +1,327 @@
+"""The guest's virtio_net driver (Linux 6.1): transmit, NAPI for both directions, receive buffers.
+
+The same driver whatever serves the rings: QEMU, vhost or something else is only where its kicks go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final, Protocol
+
+from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.errors import IosimError
+from iosim.fifo import Fifo, put, take_first
+from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.host import counters as count
+from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, REARM_WINDOW, SOFTIRQ_ENTRY
+from iosim.host.kvm import Vcpu, eoi_edge, irq_enter, irq_return, kick
+from iosim.host.machine import Machine
+from iosim.host.work import WorkQueue
+from iosim.requests import mark, mark_past
+from iosim.ring.errors import raise_for
+from iosim.ring.memory import allocate
+from iosim.ring.split import (
+    DeviceQueue,
+    DriverQueue,
+    add,
+    arm_used_event,
+    delayed_bufs,
+    disable_cb,
+    enable_cb_prepare,
+    get_used,
+    kick_prepare,
+    new_queue,
+    poll,
+    used_beyond,
+    vring_interrupt,
+)
+from iosim.virtio.net import NET_HDR_LEN
+
+RX: Final = 0
+TX: Final = 1
+"""The queues (virtio 1.2, 5.1.2: receiveq1, transmitq1), their NAPI instances and their MSI-X vectors."""
+
+MAX_SKB_FRAGS: Final = 17
+"""Linux: pages a packet may have besides its head; the queue stops when fewer than two more are free."""
+NAPI_POLL_WEIGHT: Final = 64
+"""Linux: packets one NAPI poll may receive."""
+RX_BUFFER: Final = 1536
+"""Bytes of a receive buffer with mergeable buffers: header and one full frame (Linux get_mergeable_buf_len)."""
+TX_BUFFER: Final = 2048
+"""Bytes kept for a packet to send, header included."""
+
+
+class NetMilestones(Protocol):
+    """The milestones stamped here."""
+
+    irq: int
+    handled: int
+    taken: int
+    room: int
+    available: int
+    kicked: int
+
+
+class VirtioNet:
+    """The driver's state.
+
+    Args:
+        machine, vcpu, socket, milestones: What it belongs to.
+        backend: Where kicks go, with the items that stand for the two queues there.
+        rx_size, tx_size: Queue sizes.
+        event_idx: Whether VIRTIO_F_EVENT_IDX was negotiated.
+        frame: Bytes of a frame.
+
+    Attributes:
+        rx, tx: The driver's side of the queues; ``rx_device`` and ``tx_device`` the other.
+        scheduled: NAPI_STATE_SCHED of the two NAPI instances.
+        poll_list: NAPI instances waiting for their poll.
+        stopped: The transmit queue is stopped for want of descriptors.
+        handler_done: When the handler of each vector returned last (ps).
+
+    Raises:
+        IosimError: A packet's longest chain does not fit the queue.
+    """
+
+    __slots__ = (
+        "backend", "frame", "handler_done", "machine", "milestones", "poll_list", "rx", "rx_device", "rx_free",
+        "rx_item", "scheduled", "socket", "softirq", "stopped", "tx", "tx_device", "tx_free", "tx_item", "tx_wake",
+        "vcpu",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        machine: Machine,
+        vcpu: Vcpu,
+        socket: Socket,
+        milestones: NetMilestones,
+        backend: WorkQueue,
+        rx_item: int,
+        tx_item: int,
+        *,
+        rx_size: int,
+        tx_size: int,
+        event_idx: bool,
+        frame: int,
+    ) -> None:
+        if tx_size < 2 + MAX_SKB_FRAGS:
+            raise IosimError(
+                f"a chain of {2 + MAX_SKB_FRAGS} descriptors, the longest a packet may need, does not fit a queue of "
+                f"{tx_size}; the smallest that does is 32",
+                "device.tx_queue_size",
+            )
+        self.machine = machine
+        self.vcpu = vcpu
+        self.socket = socket
+        self.milestones = milestones
+        self.backend = backend
+        self.rx_item = rx_item
+        self.tx_item = tx_item
+        self.frame = frame
+        self.rx: DriverQueue
+        self.tx: DriverQueue
+        self.rx_device: DeviceQueue
+        self.tx_device: DeviceQueue
+        self.rx, self.rx_device = new_queue(machine.memory, rx_size, event_idx)
+        self.tx, self.tx_device = new_queue(machine.memory, tx_size, event_idx)
+        self.rx_free = [allocate(machine.memory, RX_BUFFER, 64) for _ in range(rx_size)]
+        self.tx_free = [allocate(machine.memory, TX_BUFFER, 64) for _ in range(tx_size)]
+        self.scheduled = [False, False]
+        self.poll_list = Fifo(2)
+        self.softirq = machine.system.channel("guest softirq")
+        self.stopped = False
+        self.tx_wake = machine.system.channel("guest tx queue open")
+        self.handler_done = [0, 0]
+        machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
+        vcpu.handler("skb_recv_done", skb_recv_done(self))
+        vcpu.handler("skb_xmit_done", skb_xmit_done(self))
+        # The probe, before time 0: every receive buffer is posted.
+        while self.rx.num_free > 0:
+            post(self)
+        kick_prepare(self.rx)
+
+
+# -- transmit ---------------------------------------------------------------------------------------------------
+
+
+def dev_queue_xmit(d: VirtioNet, row: int) -> Generator[Effect, None, None]:
+    """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
+    while d.stopped:
+        yield wait(d.tx_wake)
+    mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
+    yield level(SOFTIRQ)
+    yield from start_xmit(d, row)
+    yield level(TASK)
+
+
+def start_xmit(d: VirtioNet, row: int) -> Generator[Effect, None, None]:
+    """Free what was sent, put the packet into the ring, kick if the device asks for it."""
+    m = d.machine
+    yield from clean_tx(d)
+    yield spend(DRIVER_XMIT)
+    buffer = d.tx_free.pop()
+    m.memory.u64[(buffer >> 3) + 2] = row
+    d.tx.seg_addr[0] = buffer
+    d.tx.seg_len[0] = NET_HDR_LEN + d.frame
+    raise_for(add(d.tx, 1, 0, buffer))
+    mark(m.table, row, d.milestones.available, m.clock.now)
+    if d.tx.num_free < 2 + MAX_SKB_FRAGS:
+        d.stopped = True
+    if kick_prepare(d.tx):
+        yield from kick(d.vcpu, d.backend, d.tx_item, row, d.milestones.kicked)
+    else:
+        m.counters.n[count.KICKS_SUPPRESSED] += 1
+
+
+def clean_tx(d: VirtioNet) -> Generator[Effect, None, None]:
+    """Free sent packets, then ask for an interrupt when 3/4 of those outstanding are used; re-check after arming."""
+    again = True
+    while again:
+        disable_cb(d.tx)
+        yield from free_old_xmit(d)
+        bufs = delayed_bufs(d.tx)
+        arm_used_event(d.tx, bufs)
+        yield spend(REARM_WINDOW)
+        again = used_beyond(d.tx, bufs)
+
+
+def free_old_xmit(d: VirtioNet) -> Generator[Effect, None, None]:
+    """Take sent packets from the used ring and free them."""
+    buffer = get_used(d.tx)
+    while buffer >= 0:
+        yield spend(DRIVER_FREE)
+        d.tx_free.append(buffer)
+        yield from sock_wfree(d.socket)
+        buffer = get_used(d.tx)
+
+
+def wake_tx_queue(d: VirtioNet) -> Generator[Effect, None, None]:
+    """Open a stopped queue when there is room for the longest packet."""
+    if d.stopped and d.tx.num_free >= 2 + MAX_SKB_FRAGS:
+        d.stopped = False
+        yield notify(d.tx_wake)
+
+
+# -- interrupts and NAPI ----------------------------------------------------------------------------------------
+
+
+def skb_recv_done(d: VirtioNet) -> Generator[Effect, None, None]:
+    """The interrupt of the receive queue: schedule its NAPI."""
+    while True:
+        yield from irq_enter(d.vcpu, RX)
+        yield from eoi_edge(d.vcpu)
+        yield spend(DRIVER_IRQ)
+        if vring_interrupt(d.rx):
+            yield from napi_schedule(d, d.rx, RX)
+        else:
+            d.machine.counters.n[count.INTERRUPTS_SPURIOUS] += 1
+        d.handler_done[RX] = d.machine.clock.now
+        yield from irq_return(d.vcpu)
+
+
+def skb_xmit_done(d: VirtioNet) -> Generator[Effect, None, None]:
+    """The interrupt of the transmit queue: schedule its NAPI (napi_tx)."""
+    while True:
+        yield from irq_enter(d.vcpu, TX)
+        yield from eoi_edge(d.vcpu)
+        yield spend(DRIVER_IRQ)
+        if vring_interrupt(d.tx):
+            yield from napi_schedule(d, d.tx, TX)
+        else:
+            d.machine.counters.n[count.INTERRUPTS_SPURIOUS] += 1
+        d.handler_done[TX] = d.machine.clock.now
+        yield from irq_return(d.vcpu)
+
+
+def napi_schedule(d: VirtioNet, queue: DriverQueue, napi: int) -> Generator[Effect, None, None]:
+    """virtqueue_napi_schedule: callbacks off, and a poll in softirq context, unless it is scheduled already."""
+    if not d.scheduled[napi]:
+        d.scheduled[napi] = True
+        disable_cb(queue)
+        put(d.poll_list, napi)
+        yield notify(d.softirq)
+
+
+def net_rx_action(d: VirtioNet) -> Generator[Effect, None, None]:
+    """The guest's NET_RX softirq: poll what is scheduled, in turn."""
+    while True:
+        while d.poll_list.count == 0:
+            yield wait(d.softirq)
+        napi = take_first(d.poll_list)
+        yield spend(SOFTIRQ_ENTRY)
+        if napi == RX:
+            yield from virtnet_poll(d)
+        else:
+            yield from virtnet_poll_tx(d)
+
+
+def virtnet_poll(d: VirtioNet) -> Generator[Effect, None, None]:
+    """NAPI of the receive queue: clean the transmit queue too, receive, refill, and re-arm when there is no more."""
+    yield from clean_tx(d)
+    yield from wake_tx_queue(d)
+    received = 0
+    buffer = get_used(d.rx)
+    while buffer >= 0:
+        yield from receive_buf(d, buffer)
+        received += 1
+        buffer = -1
+        if received < NAPI_POLL_WEIGHT:
+            buffer = get_used(d.rx)
+    if d.rx.num_free > min(NAPI_POLL_WEIGHT, d.rx.size) // 2:
+        yield from try_fill_recv(d)
+    if received < NAPI_POLL_WEIGHT:
+        yield from napi_complete(d, d.rx, RX)
+    else:
+        # Budget spent: there may be more, so interrupts stay off and the poll gets in line again.
+        put(d.poll_list, RX)
+
+
+def virtnet_poll_tx(d: VirtioNet) -> Generator[Effect, None, None]:
+    """NAPI of the transmit queue: free what was sent, re-arm for the next."""
+    disable_cb(d.tx)
+    yield from free_old_xmit(d)
+    yield from wake_tx_queue(d)
+    yield from napi_complete(d, d.tx, TX)
+
+
+def napi_complete(d: VirtioNet, queue: DriverQueue, napi: int) -> Generator[Effect, None, None]:
+    """Re-arm the interrupt, then look once more: what came in the window is polled again without an interrupt."""
+    last_used_idx = enable_cb_prepare(queue)
+    d.scheduled[napi] = False
+    yield spend(REARM_WINDOW)
+    if poll(queue, last_used_idx):
+        yield from napi_schedule(d, queue, napi)
+
+
+# -- receive ----------------------------------------------------------------------------------------------------
+
+
+def receive_buf(d: VirtioNet, buffer: int) -> Generator[Effect, None, None]:
+    """Take one received packet from its buffer and carry it up the stack."""
+    m = d.machine
+    row = m.memory.u64[(buffer >> 3) + 2]
+    mark_past(m.table, row, d.milestones.irq, d.vcpu.handler_began[RX])
+    mark_past(m.table, row, d.milestones.handled, d.handler_done[RX])
+    mark(m.table, row, d.milestones.taken, m.clock.now)
+    d.rx_free.append(buffer)
+    yield spend(DRIVER_RECEIVE)
+    yield from deliver(d.socket, row)
+
+
+def post(d: VirtioNet) -> None:
+    """Make one receive buffer available."""
+    buffer = d.rx_free.pop()
+    d.rx.seg_addr[0] = buffer
+    d.rx.seg_len[0] = RX_BUFFER
+    raise_for(add(d.rx, 0, 1, buffer))
+
+
+def try_fill_recv(d: VirtioNet) -> Generator[Effect, None, None]:
+    """Post a buffer for every free descriptor, then kick; the device asks for that only where it ran dry."""
+    while d.rx.num_free > 0:
+        yield spend(DRIVER_REFILL)
+        post(d)
+    if kick_prepare(d.rx):
+        yield from kick(d.vcpu, d.backend, d.rx_item, -1, -1)
+    else:
+        d.machine.counters.n[count.KICKS_SUPPRESSED] += 1

@@ -1,0 +1,187 @@
+"""The host's network: the tap, the bridge, the physical NIC, the wire. What every guest NIC's packets pass."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Protocol
+
+from iosim.effects import SOFTIRQ, Effect, notify, notify_after, sleep_until, spend, wait
+from iosim.engine.system import System
+from iosim.fifo import EMPTY, Fifo, put, take_first
+from iosim.host import counters as count
+from iosim.host.costs import (
+    BRIDGE,
+    COPY_COLD,
+    COPY_HOT,
+    HOST_IRQ,
+    HOST_RECEIVE,
+    NIC_RX_DELAY,
+    NIC_TX,
+    TAP_QUEUE,
+    TAP_WRITE,
+    WIRE,
+)
+from iosim.host.machine import Machine
+from iosim.host.work import WorkQueue, queue_work
+from iosim.requests import mark
+from iosim.window import drop
+
+QDISC_LIMIT = 1000
+"""Frames the host's NIC queue holds: Linux's default txqueuelen."""
+RX_RING = 4096
+"""Frames the host NIC's receive ring holds (assumed: the largest of common NICs)."""
+
+
+class NetworkMilestones(Protocol):
+    """The milestones stamped here (numbers in the request table)."""
+
+    arrived: int
+    nic_taken: int
+    tap_queued: int
+    on_wire: int
+    client_arrived: int
+
+
+class Network:
+    """The host's network and the wire, with the frames that are under way.
+
+    Args:
+        machine: The machine.
+        milestones: Where to stamp.
+        frame: Bytes of a frame in memory.
+        wire_bytes: Bytes of a frame on the wire.
+        propagation: ps from one end of the wire to the other.
+        tap_limit: Frames the tap's queue holds.
+
+    Attributes:
+        tap: The tap's queue towards QEMU or vhost: rows.
+        reader, reader_item: The work queue of the tap's reader, and the item that means "the tap is readable".
+        polled: Whether the reader polls the tap at present.
+        to_client: Frames on the wire to the client: rows, with arrival times in ``to_client_at``.
+        client: The channel notified when a frame leaves for the client.
+    """
+
+    __slots__ = (
+        "client", "frame", "from_client", "from_client_at", "irq", "irq_pending", "machine", "milestones",
+        "nic", "nic_tx", "polled", "propagation", "reader", "reader_item", "rx_ring", "softirq", "tap", "to_client",
+        "to_client_at", "wire_bytes", "wire_in",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        machine: Machine,
+        milestones: NetworkMilestones,
+        *,
+        frame: int,
+        wire_bytes: int,
+        propagation: int,
+        tap_limit: int,
+    ) -> None:
+        system: System = machine.system
+        self.machine = machine
+        self.milestones = milestones
+        self.frame = frame
+        self.wire_bytes = wire_bytes
+        self.propagation = propagation
+        self.tap = Fifo(tap_limit)
+        self.polled = True
+        self.reader: WorkQueue
+        self.reader_item = 0
+        self.nic_tx = Fifo(QDISC_LIMIT)
+        self.nic = system.channel("host NIC transmit")
+        self.to_client = Fifo(QDISC_LIMIT + RX_RING)
+        self.to_client_at = Fifo(QDISC_LIMIT + RX_RING)
+        self.client = system.channel("wire to client")
+        self.from_client = Fifo(RX_RING)
+        self.from_client_at = Fifo(RX_RING)
+        self.wire_in = system.channel("wire to host")
+        self.rx_ring = Fifo(RX_RING)
+        self.irq = system.channel("host NIC interrupt")
+        self.irq_pending = False
+        self.softirq = system.thread("host-softirq", priority=1)
+        system.process("host NIC transmit", nic_transmit(self))
+        system.process("host NIC receive", nic_receive(self))
+        system.process("host softirq", host_softirq(self), self.softirq, SOFTIRQ)
+
+
+def copy_cold(net: Network) -> Generator[Effect, None, None]:
+    """Copy one frame that another CPU wrote."""
+    net.machine.counters.n[count.COPIED_BYTES] += net.frame
+    yield spend(COPY_COLD, net.frame)
+
+
+def copy_hot(net: Network) -> Generator[Effect, None, None]:
+    """Copy one frame that is in this CPU's cache."""
+    net.machine.counters.n[count.COPIED_BYTES] += net.frame
+    yield spend(COPY_HOT, net.frame)
+
+
+def tap_transmit(net: Network, row: int) -> Generator[Effect, None, None]:
+    """What a write to the tap does in the kernel once the frame is copied: skb, bridge, NIC driver."""
+    yield spend(TAP_WRITE)
+    yield spend(BRIDGE)
+    yield spend(NIC_TX)
+    if put(net.nic_tx, row):
+        yield notify(net.nic)
+    else:
+        yield from drop(net.machine.window, row)
+
+
+def nic_transmit(net: Network) -> Generator[Effect, None, None]:
+    """The host's NIC: frames leave one after the other."""
+    m = net.machine
+    while True:
+        while net.nic_tx.count == 0:
+            yield wait(net.nic)
+        row = take_first(net.nic_tx)
+        yield spend(WIRE, net.wire_bytes)
+        mark(m.table, row, net.milestones.on_wire, m.clock.now)
+        put(net.to_client, row)
+        put(net.to_client_at, m.clock.now + net.propagation)
+        yield notify(net.client)
+
+
+def nic_receive(net: Network) -> Generator[Effect, None, None]:
+    """The host's NIC: a frame has arrived with its last bit; the first of a batch raises the interrupt."""
+    m = net.machine
+    while True:
+        while net.from_client.count == 0:
+            yield wait(net.wire_in)
+        row = take_first(net.from_client)
+        yield sleep_until(take_first(net.from_client_at))
+        mark(m.table, row, net.milestones.arrived, m.clock.now)
+        if put(net.rx_ring, row):
+            if not net.irq_pending:
+                net.irq_pending = True
+                yield notify_after(net.irq, NIC_RX_DELAY)
+        else:
+            yield from drop(m.window, row)
+
+
+def host_softirq(net: Network) -> Generator[Effect, None, None]:
+    """The host's receive path: NAPI on the physical NIC, bridge, the tap's queue, its reader's wake-up."""
+    m = net.machine
+    while True:
+        yield wait(net.irq)
+        yield spend(HOST_IRQ)
+        while net.rx_ring.count > 0:
+            row = take_first(net.rx_ring)
+            mark(m.table, row, net.milestones.nic_taken, m.clock.now)
+            yield spend(HOST_RECEIVE)
+            yield spend(BRIDGE)
+            yield spend(TAP_QUEUE)
+            if put(net.tap, row):
+                mark(m.table, row, net.milestones.tap_queued, m.clock.now)
+                if net.polled:
+                    yield from queue_work(net.reader, net.reader_item)
+            else:
+                yield from drop(m.window, row)
+        net.irq_pending = False
+
+
+def tap_read(net: Network) -> int:
+    """Take the next frame from the tap's queue: its row, or ``EMPTY`` (EAGAIN)."""
+    row = EMPTY
+    if net.tap.count > 0:
+        row = take_first(net.tap)
+    return row

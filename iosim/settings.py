@@ -1,0 +1,168 @@
+"""The vocabulary of settings: one set of dotted names for the command line, for files and for Python.
+
+``workload.*`` says what is asked, ``host.*`` on what, ``device.*`` of what, ``run.*`` how long. Times are text with a
+unit (``5us``), rates and sizes plain numbers or with a suffix (``100k``), bit rates ``10Gbit/s``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from iosim.errors import IosimError, unknown
+from iosim.host.units import parse_count, parse_time
+
+MAX_REQUESTS = 100_000_000
+
+
+def _time(value: object) -> int:
+    return parse_time(value)
+
+
+def _whole(value: object) -> int:
+    number = parse_count(value)
+    if number != int(number):
+        raise IosimError(f"{value!r} is no whole number")
+    return int(number)
+
+
+def _number(value: object) -> float:
+    return parse_count(value)
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("on", "true", "yes"):
+        return True
+    if isinstance(value, str) and value.lower() in ("off", "false", "no"):
+        return False
+    raise IosimError(f"{value!r} is neither on nor off")
+
+
+def _power_of_two(value: object) -> int:
+    number = _whole(value)
+    if number < 1 or number & (number - 1):
+        below = 1 << max(0, number.bit_length() - 1)
+        raise IosimError(f"{number} is no power of two; nearest are {below} and {2 * below}")
+    return number
+
+
+Time = Annotated[int, BeforeValidator(_time)]
+"""A time: text with its unit; in ps inside."""
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""A whole number, plain or with a suffix (``20k``)."""
+Number = Annotated[float, BeforeValidator(_number)]
+"""A number, plain or with a suffix."""
+Flag = Annotated[bool, BeforeValidator(_flag)]
+"""``on`` or ``off`` (true or false)."""
+QueueSize = Annotated[int, BeforeValidator(_power_of_two)]
+"""A virtqueue's size: a power of two (virtio 1.2, 2.7)."""
+
+
+class Settings(BaseModel):
+    """A group of settings: unknown names are errors, values are checked, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkloadSettings(Settings):
+    """``workload.*``: what is asked of the path."""
+
+    name: Literal["rr", "tx", "rx"] = Field("rr", description="rr, tx or rx")
+    size: Whole | None = Field(None, ge=1, description="payload bytes of a packet; rr: 1, tx and rx: 64")
+    depth: Whole | None = Field(
+        None, ge=1, le=1024, description="requests under way in a closed loop; rr: 1, tx and rx: 32"
+    )
+    rate: Number | None = Field(
+        None, gt=0, le=1e9, description="requests per second of an open loop; without it the loop is closed"
+    )
+    arrivals: Literal["closed", "poisson", "constant"] | None = Field(
+        None, description="closed, or poisson or constant at workload.rate (default: poisson if a rate is given)"
+    )
+    think_time: Time = Field(0, description="time the guest's application works on a request")
+    peer_delay: Time = Field(0, description="time the client waits after a reply (closed loop)")
+
+
+class RunSettings(Settings):
+    """``run.*``: how long, and with which random numbers."""
+
+    requests: Whole = Field(20_000, ge=1, le=MAX_REQUESTS, description="requests measured")
+    warmup: Whole | None = Field(
+        None, ge=0, le=MAX_REQUESTS, description="requests completed before the window opens; 5 % of them, 10 to 1000"
+    )
+    duration: Time | None = Field(None, gt=0, description="length of the window, in place of run.requests")
+    seed: Whole = Field(1, ge=0, le=2**63 - 1, description="keys the random numbers")
+    replication: Whole = Field(0, ge=0, le=2**31 - 1, description="keys them too: another sample of the same")
+
+
+def check(model: type[Settings], values: Mapping[str, Any], prefix: str, where: str | None = None) -> Any:
+    """Return a group of settings made of ``values``, or raise one line that names the key and what would be right.
+
+    Args:
+        model: The group.
+        values: By their names without the prefix.
+        prefix: ``workload``, ``device`` or ``run``.
+        where: Where they were typed, for the error.
+    """
+    for name in values:
+        if name not in model.model_fields:
+            raise unknown("setting", f"{prefix}.{name}", keys(model, prefix), where)
+    try:
+        return model(**values)
+    except IosimError as error:
+        raise IosimError(str(error), where) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = f"{prefix}.{first['loc'][0]}" if first["loc"] else prefix
+        raise IosimError(_say(first, key), where) from None
+
+
+def _say(error: Any, key: str) -> str:
+    """One line for one of pydantic's errors."""
+    value, context, kind = error["input"], error.get("ctx", {}), error["type"]
+    limits = {
+        "greater_than": ("must be above", "gt"),
+        "greater_than_equal": ("must be at least", "ge"),
+        "less_than": ("must be below", "lt"),
+        "less_than_equal": ("must be at most", "le"),
+    }
+    if kind in limits:
+        words, limit = limits[kind]
+        return f"{key}: {words} {context[limit]}, not {value}"
+    if kind == "literal_error":
+        expected = [part.strip().strip("'") for part in str(context["expected"]).replace(" or ", ",").split(",")]
+        return f"{key}: {unknown('value', str(value), expected)}"
+    return f"{key}: {error['msg']}, not {value!r}"
+
+
+def keys(model: type[Settings], prefix: str) -> list[str]:
+    """Return the dotted names of a group."""
+    return [f"{prefix}.{name}" for name in model.model_fields]
+
+
+def split_pairs(pairs: Iterable[str], where: str) -> dict[str, Any]:
+    """Return the settings in ``key=value`` texts, values still text but for whole numbers, numbers and truth values."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise IosimError(f"'{pair}' is no setting; write key=value, as workload.size=1000", where)
+        found[key.strip()] = literal(value.strip())
+    return found
+
+
+def literal(text: str) -> Any:
+    """Return a typed value where the text is a plain number or a truth value, else the text."""
+    for number in (int, float):
+        try:
+            value = number(text)
+        except ValueError:
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            return text
+        return value
+    return {"true": True, "false": False}.get(text.lower(), text)

@@ -1,0 +1,73 @@
+"""The stop rules of a run: warm-up, measured window, drain.
+
+The window opens when the warm-up's requests are complete and closes after the measured ones (or after a duration);
+then no request is created any more, and those under way finish. Rates are divided by the window, and the measured
+requests are those that complete in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final
+
+from iosim.effects import Effect, notify
+from iosim.engine.system import System
+from iosim.fifo import Fifo, put
+from iosim.requests import RequestTable, create, mark
+
+NEVER: Final = 1 << 62
+LOST: Final = 1 << 12
+"""More requests than can be lost at one instant."""
+
+
+class Window:
+    """Counts requests in and out, and wakes the observer at the boundaries it asks for.
+
+    Attributes:
+        boundary: The observer is notified on ``channel`` when this many requests are complete.
+        completed: Requests completed so far.
+        dropped: Requests lost on the way.
+        draining: No more requests are to be created.
+        order: The rows in the order of their completion.
+        lost: The rows of dropped requests, for the load generator, which is notified on ``losses``.
+        limit: No more than this many requests are created, so that a run of an overloaded path ends.
+    """
+
+    __slots__ = ("boundary", "channel", "completed", "draining", "dropped", "limit", "losses", "lost", "order", "table")
+
+    def __init__(self, system: System, table: RequestTable) -> None:
+        self.table = table
+        self.channel = system.channel("window")
+        self.completed = 0
+        self.dropped = 0
+        self.boundary = NEVER
+        self.limit = NEVER
+        self.draining = False
+        self.losses = system.channel("lost requests")
+        self.lost = Fifo(LOST)
+        self.order: list[int] = []
+
+
+def new_request(w: Window, now: int) -> int:
+    """Create a request; return its row."""
+    if w.table.created >= w.limit:
+        w.draining = True
+    return create(w.table, now)
+
+
+def complete(w: Window, row: int, now: int) -> Generator[Effect, None, None]:
+    """Stamp the last milestone of a request and count it."""
+    mark(w.table, row, w.table.milestones - 1, now)
+    w.completed += 1
+    w.order.append(row)
+    if w.completed >= w.boundary or w.draining:
+        yield notify(w.channel)
+
+
+def drop(w: Window, row: int) -> Generator[Effect, None, None]:
+    """Count a request that was lost on the way, and tell the load generator: a closed loop goes on at once."""
+    w.dropped += 1
+    put(w.lost, row)
+    yield notify(w.losses)
+    if w.draining:
+        yield notify(w.channel)

@@ -1,0 +1,219 @@
+"""The machine at the other end of the wire: it sends requests and receives replies. Its own CPUs are not simulated.
+
+In a closed loop each of ``depth`` connections sends its next request when the reply is there (and ``peer_delay`` is
+over); in an open loop requests arrive at a rate whatever became of earlier ones. A request that a full queue dropped
+gives its place in the closed loop back at once, where real software would wait for a timeout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final
+
+from iosim.effects import Effect, notify, sleep_until, spend, wait
+from iosim.fifo import Fifo, put, take_first
+from iosim.host.costs import CLIENT_RECEIVE, CLIENT_SEND, INTERARRIVAL, PEER_DELAY, WIRE
+from iosim.host.machine import Machine
+from iosim.host.network import Network
+from iosim.requests import last_milestone, mark
+from iosim.window import complete, drop, new_request
+from iosim.workload.path import Milestones
+from iosim.workload.spec import RR, RX, Workload
+
+OPEN_SENDERS: Final = 64
+"""Threads of the client in an open loop: as many requests can be in its sending half at a time."""
+BACKLOG: Final = 1 << 16
+"""Requests of an open loop that can wait in the client (more are refused at the sender: an overloaded run ends)."""
+
+
+class Client:
+    """The client, installed with its processes.
+
+    Args:
+        machine, network, milestones, workload: What it belongs to.
+
+    Attributes:
+        connection: The connection (or sender) of each row, in ``rr``.
+        reply: The channel of each connection.
+        credits: Packets that may still be sent in a closed loop, in ``rx``.
+    """
+
+    __slots__ = (
+        "connection", "credit", "credits", "kind", "lost", "machine", "milestones", "network", "open_loop", "pending",
+        "reply", "send", "sending", "work",
+    )  # fmt: skip
+
+    def __init__(self, machine: Machine, network: Network, milestones: Milestones, workload: Workload) -> None:
+        system = machine.system
+        self.machine = machine
+        self.network = network
+        self.milestones = milestones
+        self.kind = workload.kind
+        self.open_loop = workload.open_loop
+        self.connection: list[int] = []
+        self.credits = workload.depth
+        self.credit = system.channel("client credit")
+        self.pending = Fifo(BACKLOG)
+        self.send = system.channel("client wire")
+        self.sending = Fifo(BACKLOG)
+        self.reply: list[int] = []
+        self.lost: list[bool] = []
+        self.work: list[Fifo] = []
+        if workload.kind == RR:
+            count = OPEN_SENDERS if workload.open_loop else workload.depth
+            self.reply = [system.channel(f"connection {i}") for i in range(count)]
+            self.lost = [False] * count
+            self.work = [Fifo(BACKLOG // count) for _ in range(count)] if workload.open_loop else []
+            for i in range(count):
+                if workload.open_loop:
+                    system.process(f"sender {i}", open_sender(self, i))
+                else:
+                    system.process(f"connection {i}", connection(self, i))
+            if workload.open_loop:
+                system.process("arrivals", rr_arrivals(self))
+            system.process("client wire", client_wire(self))
+            system.process("client NIC", client_nic(self))
+        elif workload.kind == RX:
+            if workload.open_loop:
+                system.process("arrivals", rx_arrivals(self))
+            system.process("packet sender", rx_sender(self))
+        system.process("lost requests", lost_requests(self))
+
+
+def connection(c: Client, i: int) -> Generator[Effect, None, None]:
+    """One connection of the closed loop: send, wait for the reply, receive it."""
+    m = c.machine
+    clock = m.clock
+    while not m.window.draining:
+        row = new_request(m.window, clock.now)
+        c.connection.append(i)
+        yield spend(CLIENT_SEND)
+        mark(m.table, row, c.milestones.client_sent, clock.now)
+        put(c.sending, row)
+        yield notify(c.send)
+        yield wait(c.reply[i])
+        if c.lost[i]:
+            c.lost[i] = False
+        else:
+            yield spend(CLIENT_RECEIVE)
+            yield from complete(m.window, row, clock.now)
+        yield spend(PEER_DELAY)
+
+
+def rr_arrivals(c: Client) -> Generator[Effect, None, None]:
+    """The open loop: requests arrive, each is given to the next of the client's threads."""
+    m = c.machine
+    while not m.window.draining:
+        yield spend(INTERARRIVAL)
+        if not m.window.draining:
+            row = new_request(m.window, m.clock.now)
+            i = row % len(c.reply)
+            c.connection.append(i)
+            if put(c.work[i], row):
+                yield notify(c.reply[i])
+            else:
+                yield from drop(m.window, row)
+
+
+def open_sender(c: Client, i: int) -> Generator[Effect, None, None]:
+    """A thread of the client in the open loop: sends requests and receives replies, one at a time."""
+    m = c.machine
+    clock = m.clock
+    while True:
+        while c.work[i].count == 0:
+            yield wait(c.reply[i])
+        row = take_first(c.work[i])
+        if last_milestone(m.table, row) >= c.milestones.client_arrived:
+            yield spend(CLIENT_RECEIVE)
+            yield from complete(m.window, row, clock.now)
+        else:
+            yield spend(CLIENT_SEND)
+            mark(m.table, row, c.milestones.client_sent, clock.now)
+            put(c.sending, row)
+            yield notify(c.send)
+
+
+def client_wire(c: Client) -> Generator[Effect, None, None]:
+    """The client's NIC: frames enter the wire one after the other."""
+    net = c.network
+    while True:
+        while c.sending.count == 0:
+            yield wait(c.send)
+        row = take_first(c.sending)
+        yield spend(WIRE, net.wire_bytes)
+        put(net.from_client, row)
+        put(net.from_client_at, c.machine.clock.now + net.propagation)
+        yield notify(net.wire_in)
+
+
+def client_nic(c: Client) -> Generator[Effect, None, None]:
+    """Replies arrive at the client, each for its connection."""
+    net = c.network
+    m = c.machine
+    while True:
+        while net.to_client.count == 0:
+            yield wait(net.client)
+        row = take_first(net.to_client)
+        yield sleep_until(take_first(net.to_client_at))
+        mark(m.table, row, c.milestones.client_arrived, m.clock.now)
+        i = c.connection[row]
+        if c.open_loop:
+            put(c.work[i], row)
+        yield notify(c.reply[i])
+
+
+def rx_arrivals(c: Client) -> Generator[Effect, None, None]:
+    """The open loop of rx: packets to be sent at a rate."""
+    m = c.machine
+    while not m.window.draining:
+        yield spend(INTERARRIVAL)
+        if not m.window.draining:
+            row = new_request(m.window, m.clock.now)
+            if put(c.pending, row):
+                yield notify(c.send)
+            else:
+                yield from drop(m.window, row)
+
+
+def rx_sender(c: Client) -> Generator[Effect, None, None]:
+    """The sender of rx: a packet is created with its first bit on the wire (closed loop) or when it arrived (open)."""
+    m = c.machine
+    net = c.network
+    clock = m.clock
+    while True:
+        row = -1
+        if c.open_loop:
+            while c.pending.count == 0:
+                yield wait(c.send)
+            row = take_first(c.pending)
+        else:
+            yield spend(PEER_DELAY)
+            while c.credits == 0 or m.window.draining:
+                yield wait(c.credit)
+            c.credits -= 1
+            row = new_request(m.window, clock.now)
+        yield spend(WIRE, net.wire_bytes)
+        put(net.from_client, row)
+        put(net.from_client_at, clock.now + net.propagation)
+        yield notify(net.wire_in)
+
+
+def lost_requests(c: Client) -> Generator[Effect, None, None]:
+    """Give the places of dropped requests back to the closed loop."""
+    window = c.machine.window
+    while True:
+        while window.lost.count == 0:
+            yield wait(window.losses)
+        row = take_first(window.lost)
+        if c.kind == RR and not c.open_loop:
+            i = c.connection[row]
+            c.lost[i] = True
+            yield notify(c.reply[i])
+        elif c.kind == RX:
+            yield from return_credit(c)
+
+
+def return_credit(c: Client) -> Generator[Effect, None, None]:
+    """A packet of rx reached the application, or was lost: the closed loop may send another."""
+    c.credits += 1
+    yield notify(c.credit)

@@ -1,0 +1,77 @@
+"""What a workload is: rr, tx or rx, and its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+RR: Final = 0
+TX: Final = 1
+RX: Final = 2
+
+MEANINGS: Final[dict[str, str]] = {
+    "rr": "request/response: a client outside sends, the guest echoes; one request is one round trip",
+    "tx": "the guest sends UDP packets; one request is one packet, from the send call to the last bit on the wire",
+    "rx": "the guest receives UDP packets; one request is one packet, from its first bit to the application",
+}
+NAMES: Final = tuple(MEANINGS)
+
+CLOSED: Final = "closed"
+POISSON: Final = "poisson"
+CONSTANT: Final = "constant"
+ARRIVALS: Final = (CLOSED, POISSON, CONSTANT)
+
+DEFAULT_DEPTH: Final[dict[str, int]] = {"rr": 1, "tx": 32, "rx": 32}
+"""Requests under way in a closed loop. tx, rx: assumed, a socket buffer of some tens of packets."""
+
+MAX_PAYLOAD: Final = 1472
+"""Bytes of UDP payload in one Ethernet frame of 1500 bytes (IPv4, RFC 791 and 768): one request is one frame."""
+HEADERS: Final = 42
+"""Bytes of Ethernet (14), IPv4 (20) and UDP (8) headers before the payload."""
+MIN_FRAME: Final = 60
+"""The shortest Ethernet frame without its check sequence, bytes (IEEE 802.3)."""
+WIRE_OVERHEAD: Final = 24
+"""Bytes on the wire besides the frame: preamble 8, check sequence 4, inter-packet gap 12 (IEEE 802.3)."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A workload, complete.
+
+    Args:
+        name: ``rr``, ``tx`` or ``rx``.
+        size: Payload bytes of a packet, each way.
+        depth: Requests under way in a closed loop.
+        rate: Requests per second of an open loop; 0 in a closed one.
+        arrivals: ``closed``, ``poisson`` or ``constant`` (open loops at ``rate``).
+        think_time: ps that the guest's application works on a request before it answers or sends.
+        peer_delay: ps that the client waits after a reply before its next request (closed loops).
+    """
+
+    name: str
+    size: int
+    depth: int
+    rate: float
+    arrivals: str
+    think_time: int
+    peer_delay: int
+
+    @property
+    def kind(self) -> int:
+        """``RR``, ``TX`` or ``RX``."""
+        return NAMES.index(self.name)
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether requests arrive at a rate, whatever became of earlier ones."""
+        return self.arrivals != CLOSED
+
+    @property
+    def frame(self) -> int:
+        """Bytes of a frame in memory: headers and payload, padded to the shortest."""
+        return max(MIN_FRAME, HEADERS + self.size)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes a frame takes on the wire."""
+        return self.frame + WIRE_OVERHEAD

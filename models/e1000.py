@@ -1,0 +1,161 @@
+"""e1000: a fully emulated NIC. The guest believes in an Intel 82540EM; QEMU plays it, register by register.
+
+Every access to a register leaves the guest and goes through the five steps of the I/O trap (`iosim.host.mmio`). The
+vCPU's own thread returns from KVM_RUN and runs QEMU's device code under the big QEMU lock.
+
+Sending: the driver fills a descriptor and writes TDT. In that write QEMU copies the packet, sends it to the tap, and
+raises the interrupt; the guest enters again right into its handler. Receiving: QEMU's main loop reads the tap, copies
+the packet into the guest's buffer, and raises the line. The handler reads ICR (which lowers the line), masks by IMC,
+reads STATUS as a flush, and schedules NAPI, which cleans both rings, gives buffers back (RDT: coalesced) and unmasks
+by IMS, with one more STATUS. The line is level-triggered, so each end of interrupt is an exit as well. After an edge
+the next one waits for the mitigation timer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final
+
+from pydantic import Field
+
+from iosim.effects import TASK, Effect, spend
+from iosim.guest.e1000 import E1000Driver, dev_queue_xmit
+from iosim.guest.socket import sendmsg
+from iosim.host import counters as count
+from iosim.host.costs import QEMU_NET_QUEUE, SYS_READ
+from iosim.host.e1000 import E1000, has_rxbufs, mitigation_timer, receive
+from iosim.host.hosts import Host
+from iosim.host.machine import Machine
+from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait, timer_due
+from iosim.host.network import copy_cold, tap_read
+from iosim.host.work import queue_work, take_work
+from iosim.model import Model
+from iosim.requests import Stage, mark
+from iosim.settings import Flag, Settings, Whole
+from iosim.workload.application import Application, next_packet
+from iosim.workload.assembly import NetworkRoom
+from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
+from iosim.workload.spec import RX as RX_ONLY
+from iosim.workload.spec import Workload
+
+TAP: Final = 0
+NOTIFY: Final = 1
+"""What the main loop polls: the tap, and its own eventfd by which a vCPU thread announces a new timer."""
+
+TAP_BURST: Final = 50
+"""Packets that one call of tap_send reads at most, so as not to keep the big QEMU lock (QEMU net/tap.c)."""
+
+RX_STAGES: Final = {
+    "rx_seen": Stage("tap wakes QEMU", "QEMU", WAIT_NOTIFICATION),
+    "rx_used": Stage("read(tap), copy to guest", "QEMU", WORK),
+    "rx_signalled": Stage("raise INTx", "interrupt", WORK),
+    "irq": Stage("rx interrupt delivery", "interrupt", WAIT_CPU),
+    "handled": Stage("handler: ICR, IMC, STATUS, EOI", "exit", WORK),
+    "taken": Stage("NAPI", "guest", WORK),
+    "received": Stage("guest receive stack", "guest", WORK),
+}
+TX_STAGES: Final = {
+    "room": Stage("tx ring full; IMS, STATUS", "guest", WAIT_QUEUE),
+    "available": Stage("e1000_xmit_frame", "guest", WORK),
+    "kicked": Stage("(no kick)", "exit", WORK),
+    "tx_seen": Stage("W TDT: exit to QEMU", "exit", WORK),
+    "processed": Stage("device copies, writev(tap)", "QEMU", WORK),
+}
+
+
+class E1000Settings(Settings):
+    """``device.*`` of e1000."""
+
+    tx_descriptors: Whole = Field(256, ge=48, le=4096, description="the driver's TxDescriptors")
+    rx_descriptors: Whole = Field(256, ge=48, le=4096, description="the driver's RxDescriptors")
+    mitigation: Flag = Field(True, description="QEMU's property mitigation: at least 128 us between interrupts")
+    hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
+
+
+def application(a: Application, driver: E1000Driver) -> Generator[Effect, None, None]:
+    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
+    while True:
+        row = yield from next_packet(a)
+        if a.kind != RX_ONLY:
+            yield from sendmsg(a.socket, row)
+            yield from dev_queue_xmit(driver, row)
+
+
+def main_loop(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
+    """QEMU's main loop: the tap, its own eventfd, the mitigation timer."""
+    yield from lock_iothread(q)
+    while True:
+        yield from main_loop_wait(q)
+        ready = q.work.fifo.count
+        while ready > 0:
+            item = take_work(q.work)
+            if item == TAP:
+                yield from tap_send(e, q)
+            else:
+                e.machine.counters.n[count.SYS_READ] += 1
+                yield spend(SYS_READ)
+            ready -= 1
+        if timer_due(q):
+            yield from mitigation_timer(e)
+
+
+def tap_send(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
+    """The tap is readable: read packets until there is no more (EAGAIN), the burst is over or the ring is full."""
+    m = e.machine
+    net = e.network
+    packets = 0
+    more = net.polled
+    while more:
+        row = tap_read(net)
+        if row >= 0:
+            mark(m.table, row, e.milestones.rx_seen, m.clock.now)
+        m.counters.n[count.SYS_READ] += 1
+        yield spend(SYS_READ)
+        if row >= 0:
+            yield from copy_cold(net)
+            yield spend(QEMU_NET_QUEUE)
+            if e.hub:
+                yield spend(QEMU_NET_QUEUE)
+            if has_rxbufs(e):
+                yield from receive(e, row)
+            else:
+                # e1000_can_receive says no: the packet waits in the net queue, the tap is polled no more.
+                e.held = row
+                net.polled = False
+            packets += 1
+        more = row >= 0 and packets < TAP_BURST and net.polled
+    if net.tap.count > 0 and net.polled:
+        yield from queue_work(q.work, TAP)
+
+
+def build(host: Host, workload: Workload, settings: E1000Settings) -> Machine:
+    """Put the path together for one run."""
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1)
+    loop = MainLoop(room.machine, items=2)
+    room.network.reader = loop.work
+    room.network.reader_item = TAP
+    device = E1000(
+        room.machine,
+        room.vcpu,
+        loop,
+        room.network,
+        room.milestones,
+        NOTIFY,
+        tx_size=settings.tx_descriptors,
+        rx_size=settings.rx_descriptors,
+        mitigation=settings.mitigation,
+        hub=settings.hub,
+    )
+    driver = E1000Driver(room.machine, room.vcpu, room.socket, device, room.milestones)
+    room.machine.parts["device"] = device
+    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
+    room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
+    return room.machine
+
+
+MODEL: Final = Model(
+    name="e1000",
+    summary="full emulation: every register access is an exit that QEMU serves on the vCPU's thread",
+    settings=E1000Settings,
+    build=build,
+)

@@ -1,0 +1,296 @@
+"""vhost-net: the same virtio NIC and the same rings, served by a kernel thread, the vhost worker.
+
+QEMU only sets it up. The guest's kick is an exit to KVM, which signals the ioeventfd that the worker waits on; the
+worker takes packets from the transmit ring in batches and hands them to the tap. Packets for the guest wake the same
+worker: the tap's data-ready queues its work. It writes them straight into the guest's buffers. Interrupts go from the
+used ring to an eventfd that KVM turns into the MSI (irqfd), on the worker's thread. No system call, no QEMU.
+
+While it works, notification is off; before it sleeps it arms the event index and looks once more. No work item runs
+longer than its weight, so that one queue cannot starve the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final
+
+from pydantic import Field
+
+from iosim.effects import TASK, Effect, spend, wait
+from iosim.fifo import first, take_first
+from iosim.guest.socket import sendmsg
+from iosim.guest.virtio_net import RX, TX, VirtioNet, dev_queue_xmit
+from iosim.host import counters as count
+from iosim.host.costs import REARM_WINDOW, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
+from iosim.host.hosts import Host
+from iosim.host.kvm import deliver_interrupt
+from iosim.host.machine import Machine
+from iosim.host.network import copy_cold, tap_transmit
+from iosim.host.work import WorkQueue, queue_work, take_work
+from iosim.model import Model
+from iosim.requests import Stage, mark
+from iosim.ring.errors import raise_for
+from iosim.ring.split import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
+from iosim.settings import Flag, QueueSize, Settings, Whole
+from iosim.workload.application import Application, next_packet
+from iosim.workload.assembly import NetworkRoom
+from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
+from iosim.workload.spec import RX as RX_ONLY
+from iosim.workload.spec import Workload
+
+KICK_RX: Final = RX
+KICK_TX: Final = TX
+TAP: Final = 2
+"""The worker's work items: a kick of either queue, and data in the tap."""
+
+VHOST_NET_BATCH: Final = 64
+"""Packets after which a batch goes to the tap, or to the guest (Linux drivers/vhost/net.c)."""
+VHOST_NET_WEIGHT: Final = 0x80000
+"""Bytes after which a work item gets in line again."""
+VHOST_NET_PKT_WEIGHT: Final = 256
+"""Packets after which it does."""
+
+RX_STAGES: Final = {
+    "rx_seen": Stage("tap wakes vhost", "back end", WAIT_NOTIFICATION),
+    "rx_used": Stage("vhost copies to guest", "back end", WORK),
+    "rx_signalled": Stage("rx irqfd", "interrupt", WORK),
+    "irq": Stage("rx interrupt delivery", "interrupt", WAIT_CPU),
+    "handled": Stage("rx interrupt handler", "guest", WORK),
+    "taken": Stage("NAPI", "guest", WORK),
+    "received": Stage("guest receive stack", "guest", WORK),
+}
+TX_STAGES: Final = {
+    "room": Stage("tx queue stopped", "guest", WAIT_QUEUE),
+    "available": Stage("start_xmit", "guest", WORK),
+    "kicked": Stage("kick", "exit", WORK),
+    "tx_seen": Stage("kick wakes vhost", "back end", WAIT_NOTIFICATION),
+    "processed": Stage("vhost sends to tap", "back end", WORK),
+}
+
+
+class VhostNetSettings(Settings):
+    """``device.*`` of vhost-net."""
+
+    rx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the receive queue")
+    tx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the transmit queue")
+    event_idx: Flag = Field(True, description="VIRTIO_F_EVENT_IDX: suppression by event index, else by flags")
+    packet_weight: Whole = Field(VHOST_NET_PKT_WEIGHT, ge=1, description="packets after which the queues take turns")
+
+
+class VhostNet:
+    """The vhost device: the device side of both queues, and the batches under way.
+
+    Attributes:
+        work: What the worker has to do.
+        batch: Rows and heads of the packets copied from the transmit ring that are not yet sent.
+        done: Packets written to the guest's buffers that are not yet in the used ring.
+        kicked: The transmit work was queued by a kick, not by the worker itself.
+    """
+
+    __slots__ = ("batch", "batch_head", "done", "driver", "kicked", "packet_weight", "room", "rx", "tx", "work")
+
+    def __init__(self, room: NetworkRoom, work: WorkQueue, driver: VirtioNet, settings: VhostNetSettings) -> None:
+        self.room = room
+        self.work = work
+        self.driver = driver
+        self.rx = driver.rx_device
+        self.tx = driver.tx_device
+        self.packet_weight = settings.packet_weight
+        self.batch: list[int] = []
+        self.batch_head: list[int] = []
+        self.done: list[int] = []
+        self.kicked = True
+
+
+def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
+    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
+    while True:
+        row = yield from next_packet(a)
+        if a.kind != RX_ONLY:
+            yield from sendmsg(a.socket, row)
+            yield from dev_queue_xmit(driver, row)
+
+
+def vhost_worker(v: VhostNet) -> Generator[Effect, None, None]:
+    """The worker thread: sleeps until there is work, runs the items in the order in which they were queued."""
+    while True:
+        while v.work.fifo.count == 0:
+            yield wait(v.work.channel, VHOST_WORKER_WAKEUP)
+        item = take_work(v.work)
+        if item == KICK_TX:
+            yield from handle_tx(v)
+        else:
+            yield from handle_rx(v, item)
+
+
+# -- transmit ---------------------------------------------------------------------------------------------------
+
+
+def handle_tx(v: VhostNet) -> Generator[Effect, None, None]:
+    """Drain the transmit ring up to the weight: copy, batch, send, give back; re-arm and re-check at its end."""
+    m = v.room.machine
+    set_notification(v.tx, False)
+    sent = 0
+    size = 0
+    more = True
+    while more:
+        head = raise_for(pop(v.tx))
+        if head >= 0:
+            row = m.memory.u64[(v.tx.elem_addr[0] >> 3) + 2]
+            mark(m.table, row, v.room.milestones.tx_seen, m.clock.now)
+            yield spend(VHOST_PACKET)
+            yield from copy_cold(v.room.network)
+            v.batch.append(row)
+            v.batch_head.append(head)
+            if len(v.batch) == VHOST_NET_BATCH:
+                yield from tx_batch(v)
+            sent += 1
+            size += v.room.network.frame
+            if sent >= v.packet_weight or size >= VHOST_NET_WEIGHT:
+                more = False
+                v.kicked = False
+                yield from queue_work(v.work, KICK_TX)
+        else:
+            if sent == 0 and v.kicked:
+                m.counters.n[count.KICKS_SPURIOUS] += 1
+            v.kicked = True
+            more = yield from enable_notify(v.tx)
+    yield from tx_batch(v)
+
+
+def tx_batch(v: VhostNet) -> Generator[Effect, None, None]:
+    """Hand the batch to the tap, return its descriptors, interrupt the guest once if it wants it."""
+    m = v.room.machine
+    count_sent = len(v.batch)
+    i = 0
+    while i < count_sent:
+        yield from tap_transmit(v.room.network, v.batch[i])
+        mark(m.table, v.batch[i], v.room.milestones.processed, m.clock.now)
+        fill(v.tx, v.batch_head[i], 0, i)
+        i += 1
+    v.batch.clear()
+    v.batch_head.clear()
+    if count_sent > 0:
+        flush(v.tx, count_sent)
+        yield from signal(v, v.tx, TX)
+
+
+# -- receive ----------------------------------------------------------------------------------------------------
+
+
+def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
+    """Copy packets from the tap into the guest's buffers up to the weight; announce them in batches."""
+    m = v.room.machine
+    net = v.room.network
+    set_notification(v.rx, False)
+    net.polled = False
+    packets = 0
+    size = 0
+    more = True
+    while more:
+        row = first(net.tap)
+        if row < 0:
+            # The socket is empty: have its data-ready wake the worker again.
+            more = False
+            net.polled = True
+            if packets == 0 and item == KICK_RX:
+                m.counters.n[count.KICKS_SPURIOUS] += 1
+        else:
+            head = raise_for(pop(v.rx))
+            if head >= 0:
+                take_first(net.tap)
+                mark(m.table, row, v.room.milestones.rx_seen, m.clock.now)
+                yield spend(VHOST_PACKET)
+                yield from copy_cold(net)
+                m.memory.u64[(v.rx.elem_addr[0] >> 3) + 2] = row
+                fill(v.rx, head, v.driver.frame, len(v.done))
+                v.done.append(row)
+                if len(v.done) > VHOST_NET_BATCH:
+                    yield from rx_signal(v)
+                packets += 1
+                size += net.frame
+                if packets >= v.packet_weight or size >= VHOST_NET_WEIGHT:
+                    more = False
+                    yield from queue_work(v.work, TAP)
+            else:
+                # No buffers: the tap is left alone until the guest kicks this queue.
+                more = yield from enable_notify(v.rx)
+    yield from rx_signal(v)
+
+
+def rx_signal(v: VhostNet) -> Generator[Effect, None, None]:
+    """Publish what was received in the used ring and interrupt the guest once if it wants it."""
+    m = v.room.machine
+    done = len(v.done)
+    if done > 0:
+        flush(v.rx, done)
+        i = 0
+        while i < done:
+            mark(m.table, v.done[i], v.room.milestones.rx_used, m.clock.now)
+            i += 1
+        signalled = yield from signal(v, v.rx, RX)
+        i = 0
+        while i < done and signalled:
+            mark(m.table, v.done[i], v.room.milestones.rx_signalled, m.clock.now)
+            i += 1
+        v.done.clear()
+
+
+# -- notification -----------------------------------------------------------------------------------------------
+
+
+def enable_notify(queue: DeviceQueue) -> Generator[Effect, None, bool]:
+    """Arm the event index at the last index seen, then look once more; return whether there is more after all."""
+    arm_avail_event(queue, queue.last_avail_idx)
+    yield spend(REARM_WINDOW)
+    more = not empty(queue)
+    if more:
+        set_notification(queue, False)
+    return more
+
+
+def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, None, bool]:
+    """Signal the call eventfd if the guest wants an interrupt: irqfd injects it from here; return whether."""
+    wanted = should_notify(queue)
+    yield spend(VHOST_SIGNAL)
+    if wanted:
+        yield from deliver_interrupt(v.room.vcpu, vector)
+    else:
+        v.room.machine.counters.n[count.INTERRUPTS_SUPPRESSED] += 1
+    return wanted
+
+
+def build(host: Host, workload: Workload, settings: VhostNetSettings) -> Machine:
+    """Put the path together for one run."""
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=2)
+    thread = room.system.thread("vhost")
+    work = WorkQueue(room.system, "vhost worker", items=3)
+    room.network.reader = work
+    room.network.reader_item = TAP
+    driver = VirtioNet(
+        room.machine,
+        room.vcpu,
+        room.socket,
+        room.milestones,
+        work,
+        KICK_RX,
+        KICK_TX,
+        rx_size=settings.rx_queue_size,
+        tx_size=settings.tx_queue_size,
+        event_idx=settings.event_idx,
+        frame=workload.frame,
+    )
+    # At start vhost polls both eventfds and the tap, with notification on, as QEMU left the queues.
+    vhost = VhostNet(room, work, driver, settings)
+    room.machine.parts["driver"] = driver
+    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
+    room.system.process("vhost worker", vhost_worker(vhost), thread)
+    return room.machine
+
+
+MODEL: Final = Model(
+    name="vhost-net",
+    summary="virtio NIC served by a vhost worker in the host's kernel: ioeventfd, tap, irqfd",
+    settings=VhostNetSettings,
+    build=build,
+)

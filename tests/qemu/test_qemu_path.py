@@ -1,0 +1,96 @@
+"""Which model simulates a machine's network, with which settings, or why none does."""
+
+from __future__ import annotations
+
+import pytest
+
+from iosim.errors import IosimError
+from iosim.qemu import network_path, parse
+
+
+def virtio(netdev: str = "", device: str = "") -> str:
+    return f"-netdev tap,id=n{netdev} -device virtio-net-pci,netdev=n{device}"
+
+
+@pytest.mark.parametrize(
+    ("line", "model", "settings"),
+    [
+        ("-net nic -net tap", "e1000", {}),
+        ("-nic tap", "e1000", {}),
+        ("-netdev bridge,id=n,br=br0 -device e1000,netdev=n,mitigation=off", "e1000",
+         {"device.mitigation": False}),
+        ("-nic tap,model=virtio", "virtio-net", {}),
+        ("-nic tap,model=virtio,vhost=on", "vhost-net", {}),
+        ("-net nic,model=virtio -net tap,vhost=on", "virtio-net", {}),
+        (virtio(device=",event_idx=off,x-txburst=64,rx_queue_size=1024,tx_queue_size=256"), "virtio-net",
+         {"device.event_idx": False, "device.tx_burst": 64, "device.rx_queue_size": 1024,
+          "device.tx_queue_size": 256}),
+        (virtio(",vhost=on", ",event_idx=on,x-txburst=64"), "vhost-net", {"device.event_idx": True}),
+        (virtio(",vhost=on,queues=4"), "vhost-net", {}),
+        (virtio(device=",mq=on,vectors=4"), "virtio-net", {}),
+    ],
+)  # fmt: skip
+def test_model_and_settings(line: str, model: str, settings: dict[str, object]) -> None:
+    path = network_path(parse(f"kvm {line}", "f"))
+    assert (path.model, path.settings) == (model, settings)
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        (virtio(",vhost=on,queues=4"), "without mq=on the guest uses one"),
+        (virtio(device=",mrg_rxbuf=off"), "not simulated: mrg_rxbuf=off"),
+        (virtio(",vhost=on", ",x-txburst=64"), "x-txburst is QEMU's"),
+        ("-netdev tap,id=n,vhost=on -device e1000,netdev=n", "QEMU ignores vhost=on"),
+        ("-nic tap -drive file=a,if=virtio", "disk: virtio (virtio_blk); iosim compares the network path"),
+        ("-nic tap a.img", "disk: IDE (ata_piix); iosim compares the network path"),
+    ],
+)
+def test_notes(line: str, part: str) -> None:
+    assert any(part in note for note in network_path(parse(f"kvm {line}", "f")).notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", "f: iosim cannot simulate the back end user: packets end in QEMU's own TCP/IP stack (slirp), "
+         "not at a NIC of the host; it simulates tap and bridge"),
+        ("-nic user,model=virtio", "f:1: iosim cannot simulate the back end user: packets end in QEMU's own "
+         "TCP/IP stack (slirp), not at a NIC of the host; it simulates tap and bridge"),
+        ("-nic tap,model=rtl8139",
+         "f:1: no model of the rtl8139 yet; there is e1000, virtio-net, vhost-net"),
+        ("-M q35 -nic tap", "f:1: no model of the e1000e yet; there is e1000, virtio-net, vhost-net"),
+        ("-nic none", "f: this machine has no NIC; a network path needs one, as -nic tap gives it"),
+        ("-nic tap -nic tap,model=pcnet",
+         "f:1: this asks for two NICs (00:03.0 e1000, 00:04.0 pcnet); iosim simulates one"),
+        (virtio(",queues=2", ",mq=on"),
+         "f:1: iosim cannot simulate multiqueue (mq=on with 2 queues); it simulates one queue pair"),
+        (virtio(device=",packed=on"),
+         "f:1: iosim cannot simulate packed=on in a path yet; it simulates split rings"),
+        (virtio(device=",ioeventfd=off"),
+         "f:1: iosim cannot simulate ioeventfd=off: each kick would go through QEMU on the vCPU's "
+         "thread; it simulates ioeventfd=on"),
+        (virtio(device=",vectors=0"),
+         "f:1: iosim cannot simulate vectors=0 (INTx for a virtio NIC); it simulates MSI-X"),
+        (virtio(device=",tx=timer"), "f:1: iosim cannot simulate tx=timer; it simulates tx=bh"),
+        (virtio(",ifname=macvtap0"), "f:1: iosim cannot simulate macvtap; it simulates a tap on a bridge"),
+        ("-chardev socket,id=c,path=s -netdev vhost-user,id=n,chardev=c -device virtio-net-pci,netdev=n",
+         "f:1: iosim cannot simulate the back end vhost-user: the rings are served by a process that iosim "
+         "knows nothing about; it simulates tap and bridge"),
+        ("-net nic -net tap -net user",
+         "f:1: iosim cannot simulate a hub with several back ends (tap, user); "
+         "it simulates one tap"),
+        ("-net nic", "f:1: iosim cannot simulate the back end none: the NIC has no back end; "
+         "it simulates tap and bridge"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_simulated(line: str, expected: str) -> None:
+    machine = parse(f"kvm {line}", "f")
+    with pytest.raises(IosimError) as caught:
+        network_path(machine)
+    assert str(caught.value) == expected
+
+
+def test_the_nic_that_qemu_adds_is_explained() -> None:
+    with pytest.raises(IosimError, match="leaves out the one QEMU adds"):
+        network_path(parse("kvm -device e1000", "f"))
