@@ -1,5 +1,14 @@
-"""iosim: what does a virtualized I/O path cost, where does the time go, and what would change it?"""
+"""iosim: what does a virtualized I/O path cost, where does the time go, and what would change it?
 
+Example:
+    >>> import iosim
+    >>> result = iosim.simulate("vhost-net", workload="rr", requests=100)
+    >>> result.per_request("userspace_exits").value
+    0.0
+"""
+
+from iosim.errors import IosimError
+from iosim.run import Installed, install, simulate
 from iosim.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["Installed", "IosimError", "__version__", "install", "simulate"]

@@ -62,7 +62,10 @@ def wait_until(channel: int, wake: int, deadline: int) -> Effect:
 
 
 def spin(channel: int, limit: int) -> Effect:
-    """Poll ``channel`` on the CPU, busily, until it is notified or ``limit`` ps of running have passed."""
+    """Poll ``channel`` on the CPU, busily, until it is notified or ``limit`` ps of running have passed.
+
+    A poller gives up at once when another thread waits for a CPU.
+    """
     return (SPIN, channel, limit, 0)
 
 

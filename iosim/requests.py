@@ -37,14 +37,16 @@ class RequestTable:
 
     Args:
         stages: The path's stages. Milestone 0 is the creation; milestone ``i`` ends ``stages[i - 1]``.
+        names: The milestones' names, ``created`` first; numbered where they have none.
         capacity: Rows to begin with; the table doubles when it is full.
     """
 
-    __slots__ = ("_capacity", "_last", "_stamps", "_table", "_table_last", "created", "milestones", "stages")
+    __slots__ = ("_capacity", "_last", "_stamps", "_table", "_table_last", "created", "milestones", "names", "stages")
 
-    def __init__(self, stages: Sequence[Stage], capacity: int = 1024) -> None:
+    def __init__(self, stages: Sequence[Stage], names: Sequence[str] = (), capacity: int = 1024) -> None:
         self.stages = list(stages)
         self.milestones = len(self.stages) + 1
+        self.names = list(names) if names else [f"milestone_{i}" for i in range(self.milestones)]
         self.created = 0
         self._capacity = max(1, capacity)
         self._table = np.full(self._capacity * self.milestones, UNSET, dtype=np.int64)

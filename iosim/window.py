@@ -48,10 +48,11 @@ class Window:
         self.order: list[int] = []
 
 
-def new_request(w: Window, now: int) -> int:
-    """Create a request; return its row."""
+def new_request(w: Window, now: int) -> Generator[Effect, None, int]:
+    """Create a request; return its row. At the limit, tell the observer that the path is overloaded."""
     if w.table.created >= w.limit:
         w.draining = True
+        yield notify(w.channel)
     return create(w.table, now)
 
 

@@ -34,7 +34,7 @@ from iosim.requests import Stage, mark
 from iosim.settings import Flag, Settings, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
-from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
+from iosim.workload.path import WAIT_MODERATION, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
 
@@ -49,15 +49,16 @@ RX_STAGES: Final = {
     "rx_seen": Stage("tap wakes QEMU", "QEMU", WAIT_NOTIFICATION),
     "rx_used": Stage("read(tap), copy to guest", "QEMU", WORK),
     "rx_signalled": Stage("raise INTx", "interrupt", WORK),
-    "irq": Stage("rx interrupt delivery", "interrupt", WAIT_CPU),
+    "irq": Stage("rx interrupt, mitigation", "interrupt", WAIT_MODERATION),
     "handled": Stage("handler: ICR, IMC, STATUS, EOI", "exit", WORK),
     "taken": Stage("NAPI", "guest", WORK),
     "received": Stage("guest receive stack", "guest", WORK),
+    "delivered": Stage("W RDT, W IMS, R STATUS; application", "exit", WORK),
 }
 TX_STAGES: Final = {
-    "room": Stage("tx ring full; IMS, STATUS", "guest", WAIT_QUEUE),
+    "room": Stage("tx ring full", "guest", WAIT_QUEUE),
     "available": Stage("e1000_xmit_frame", "guest", WORK),
-    "kicked": Stage("(no kick)", "exit", WORK),
+    "kicked": Stage("no kick", "exit", WORK),
     "tx_seen": Stage("W TDT: exit to QEMU", "exit", WORK),
     "processed": Stage("device copies, writev(tap)", "QEMU", WORK),
 }

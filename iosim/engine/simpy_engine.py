@@ -311,7 +311,7 @@ class SimpyEngine:
             if self._latched[a]:
                 self._latched[a] = False
                 return False
-            if b <= 0:
+            if b <= 0 or self._queue:
                 return False
             context.remaining = b
             context.spinning = a
@@ -625,8 +625,13 @@ class SimpyEngine:
         thread.queued = True
         self._queue.append(thread)
         for cpu in self._cpus:
-            if cpu.thread is not None and cpu.slice_timer is None:
-                self._begin_slice(cpu)
+            if cpu.thread is not None:
+                current = cpu.thread.current
+                if current is not None and current.spinning >= 0:
+                    # A poller makes room as soon as somebody else could run (KVM: single_task_running).
+                    self._stop_spinning(current)
+                if cpu.slice_timer is None:
+                    self._begin_slice(cpu)
 
     def _begin_slice(self, cpu: _Cpu) -> None:
         if cpu.thread is None or cpu.thread.own_cpu is not None:

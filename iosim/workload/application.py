@@ -73,7 +73,8 @@ def next_in_closed_loop(a: Application) -> Generator[Effect, None, int]:
         if s.credits > 0:
             yield spend(GUEST_WAKEUP)
     s.credits -= 1
-    return new_request(a.machine.window, a.machine.clock.now)
+    row = yield from new_request(a.machine.window, a.machine.clock.now)
+    return row
 
 
 def next_arrival(a: Application) -> Generator[Effect, None, int]:
@@ -94,7 +95,7 @@ def tx_arrivals(a: Application) -> Generator[Effect, None, None]:
     while not w.draining:
         yield spend(INTERARRIVAL)
         if not w.draining:
-            row = new_request(w, a.machine.clock.now)
+            row = yield from new_request(w, a.machine.clock.now)
             if put(a.arrivals, row):
                 if a.armed:
                     a.armed = False

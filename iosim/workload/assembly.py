@@ -40,7 +40,7 @@ class NetworkRoom:
         self.workload = workload
         self.system = System()
         self.milestones = Milestones(workload, rx, tx)
-        self.window = Window(self.system, RequestTable(self.milestones.stages))
+        self.window = Window(self.system, RequestTable(self.milestones.stages, self.milestones.names))
         self.machine = Machine(self.system, self.window, GuestMemory(GUEST_MEMORY))
         self.vcpu = Vcpu(
             self.machine,

@@ -77,6 +77,8 @@ class Client:
             if workload.open_loop:
                 system.process("arrivals", rx_arrivals(self))
             system.process("packet sender", rx_sender(self))
+        else:
+            system.process("client NIC", packet_sink(self))
         system.process("lost requests", lost_requests(self))
 
 
@@ -85,7 +87,7 @@ def connection(c: Client, i: int) -> Generator[Effect, None, None]:
     m = c.machine
     clock = m.clock
     while not m.window.draining:
-        row = new_request(m.window, clock.now)
+        row = yield from new_request(m.window, clock.now)
         c.connection.append(i)
         yield spend(CLIENT_SEND)
         mark(m.table, row, c.milestones.client_sent, clock.now)
@@ -106,7 +108,7 @@ def rr_arrivals(c: Client) -> Generator[Effect, None, None]:
     while not m.window.draining:
         yield spend(INTERARRIVAL)
         if not m.window.draining:
-            row = new_request(m.window, m.clock.now)
+            row = yield from new_request(m.window, m.clock.now)
             i = row % len(c.reply)
             c.connection.append(i)
             if put(c.work[i], row):
@@ -162,13 +164,24 @@ def client_nic(c: Client) -> Generator[Effect, None, None]:
         yield notify(c.reply[i])
 
 
+def packet_sink(c: Client) -> Generator[Effect, None, None]:
+    """The other end of tx: a packet is complete with its last bit on the wire, at which the host's NIC tells."""
+    net = c.network
+    while True:
+        while net.to_client.count == 0:
+            yield wait(net.client)
+        row = take_first(net.to_client)
+        take_first(net.to_client_at)
+        yield from complete(c.machine.window, row, c.machine.clock.now)
+
+
 def rx_arrivals(c: Client) -> Generator[Effect, None, None]:
     """The open loop of rx: packets to be sent at a rate."""
     m = c.machine
     while not m.window.draining:
         yield spend(INTERARRIVAL)
         if not m.window.draining:
-            row = new_request(m.window, m.clock.now)
+            row = yield from new_request(m.window, m.clock.now)
             if put(c.pending, row):
                 yield notify(c.send)
             else:
@@ -191,7 +204,7 @@ def rx_sender(c: Client) -> Generator[Effect, None, None]:
             while c.credits == 0 or m.window.draining:
                 yield wait(c.credit)
             c.credits -= 1
-            row = new_request(m.window, clock.now)
+            row = yield from new_request(m.window, clock.now)
         yield spend(WIRE, net.wire_bytes)
         put(net.from_client, row)
         put(net.from_client_at, clock.now + net.propagation)

@@ -29,13 +29,10 @@ CLIENT_OUT: Final = {
     "client_arrived": Stage("wire to client", "device", WORK),
     "client_received": Stage("client receive", "client", WORK),
 }
-APPLICATION_RX: Final = {
-    "delivered": Stage("application wake-up, recvmsg", "guest", WORK),
-}
 APPLICATION_TX: Final = {
     "sent": Stage("application, sendmsg, stack", "guest", WORK),
 }
-RX_NAMES: Final = ("rx_seen", "rx_used", "rx_signalled", "irq", "handled", "taken", "received")
+RX_NAMES: Final = ("rx_seen", "rx_used", "rx_signalled", "irq", "handled", "taken", "received", "delivered")
 TX_NAMES: Final = ("room", "available", "kicked", "tx_seen", "processed")
 
 
@@ -44,16 +41,17 @@ class Milestones:
 
     Args:
         workload: The workload.
-        rx: The path's stages of the receive direction, by milestone, from the tap's queue to the socket.
+        rx: The path's stages of the receive direction, by milestone, from the tap's queue to the application.
         tx: The path's stages of the transmit direction, from the driver to the host's NIC.
 
     Attributes:
         stages: All stages in order; stage ``i`` ends at milestone ``i + 1``.
+        names: All milestones' names, ``created`` first.
     """
 
     __slots__ = (
         "arrived", "available", "client_arrived", "client_received", "client_sent", "delivered", "handled", "irq",
-        "kicked", "nic_taken", "on_wire", "processed", "received", "room", "rx_seen", "rx_signalled", "rx_used", "sent",
+        "kicked", "names", "nic_taken", "on_wire", "processed", "received", "room", "rx_seen", "rx_signalled", "rx_used", "sent",
         "stages", "taken", "tap_queued", "tx_seen",
     )  # fmt: skip
 
@@ -62,18 +60,19 @@ class Milestones:
         assert tuple(tx) == TX_NAMES, tx
         chain: dict[str, Stage] = {}
         if workload.kind == RR:
-            chain = {**CLIENT_IN, **rx, **APPLICATION_RX, **APPLICATION_TX, **tx, **CLIENT_OUT}
+            chain = {**CLIENT_IN, **rx, **APPLICATION_TX, **tx, **CLIENT_OUT}
         elif workload.kind == RX:
             incoming = {name: stage for name, stage in CLIENT_IN.items() if name != "client_sent"}
-            chain = {**incoming, **rx, **APPLICATION_RX}
+            chain = {**incoming, **rx}
         elif workload.kind == TX:
             chain = {**APPLICATION_TX, **tx, "on_wire": CLIENT_OUT["on_wire"]}
         for name in self.__slots__:
-            if name != "stages":
+            if name not in ("names", "stages"):
                 setattr(self, name, -1)
         for number, name in enumerate(chain, start=1):
             setattr(self, name, number)
         self.stages = list(chain.values())
+        self.names = ["created", *chain]
 
     arrived: int
     available: int
@@ -84,6 +83,7 @@ class Milestones:
     handled: int
     irq: int
     kicked: int
+    names: list[str]
     nic_taken: int
     on_wire: int
     processed: int

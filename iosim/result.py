@@ -1,0 +1,316 @@
+"""The result of one run: requests, latency, throughput, what each request cost, where its time went."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from iosim.files import write_aside
+from iosim.host.counters import NAMES as COUNTERS
+from iosim.requests import RequestTable
+from iosim.specification import Specification
+from iosim.statistics import Estimate, mean, quantile, ratio
+from iosim.version import __version__
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
+ENGINE: Final = "simpy"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of all counters at one instant (``time`` and ``busy`` in ps)."""
+
+    time: int
+    completed: int
+    created: int
+    dropped: int
+    counters: tuple[int, ...]
+    busy: tuple[int, ...]
+    switches: int
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """One stage of the breakdown: its mean time in ns, its layer and its kind."""
+
+    name: str
+    layer: str
+    kind: str
+    mean: Estimate
+
+
+@dataclass
+class Result:
+    """What one run gave.
+
+    Attributes:
+        specification: What was run.
+        table: The whole request table, warm-up and drain included.
+        rows: The measured requests' rows, in the order of completion. Shape (n,).
+        stamps: Their milestones in ps, skipped ones filled. Shape (n, milestones).
+        snapshots: Counters at the ends of the window's batches.
+        threads: Names of the threads, in the order of each snapshot's ``busy``.
+        events: Timers set by the engine, over the whole run.
+        warnings: One line each.
+    """
+
+    specification: Specification
+    table: RequestTable
+    rows: npt.NDArray[np.int64]
+    stamps: npt.NDArray[np.int64]
+    snapshots: list[Snapshot]
+    threads: list[str]
+    events: int
+    warnings: list[str]
+    confidence: float = 0.95
+
+    # -- latency ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def latency_ps(self) -> npt.NDArray[np.int64]:
+        """Latencies in ps, in the order of completion. Shape (n,)."""
+        return np.subtract(self.stamps[:, -1], self.stamps[:, 0])
+
+    @cached_property
+    def latency(self) -> dict[str, Estimate]:
+        """Mean and percentiles of the latency, in ns, with intervals; ``max`` has none."""
+        values = self.latency_ps / 1000
+        out = {"mean": mean(values, self.confidence)}
+        for name, q in PERCENTILES.items():
+            out[name] = quantile(values, q, self.confidence)
+        out["max"] = Estimate(float(values.max()), None, None, self.confidence)
+        return out
+
+    def breakdown(self) -> list[StageTime]:
+        """Return the mean time of each stage, in order; they sum to the mean latency."""
+        durations = np.diff(self.stamps, axis=1)
+        return [
+            StageTime(stage.name, stage.layer, stage.kind, mean(durations[:, i] / 1000, self.confidence))
+            for i, stage in enumerate(self.table.stages)
+        ]
+
+    # -- rates and counts ---------------------------------------------------------------------------------------
+
+    def _deltas(self, values: Sequence[int]) -> npt.NDArray[np.float64]:
+        return np.diff(np.array(values, dtype=np.float64))
+
+    @cached_property
+    def _completed(self) -> npt.NDArray[np.float64]:
+        return self._deltas([s.completed for s in self.snapshots])
+
+    @cached_property
+    def _elapsed(self) -> npt.NDArray[np.float64]:
+        return self._deltas([s.time for s in self.snapshots])
+
+    @property
+    def duration_ns(self) -> float:
+        """Length of the measured window, in ns."""
+        return (self.snapshots[-1].time - self.snapshots[0].time) / 1000
+
+    @cached_property
+    def throughput(self) -> Estimate:
+        """Requests per second, over the measured window."""
+        return _scaled(ratio(self._completed, self._elapsed, self.confidence), 1e12)
+
+    @property
+    def bits_per_s(self) -> Estimate:
+        """Payload bits per second, in one direction."""
+        return _scaled(self.throughput, self.specification.workload.size * 8)
+
+    def count(self, name: str) -> int:
+        """Return how often something happened in the window, by its counter's name (``kicks``, ``exits.HLT``)."""
+        place = COUNTERS.index(name)
+        return self.snapshots[-1].counters[place] - self.snapshots[0].counters[place]
+
+    def per_request(self, name: str) -> Estimate:
+        """Return how often something happened per request of the window, by its counter's name."""
+        place = COUNTERS.index(name)
+        return ratio(self._deltas([s.counters[place] for s in self.snapshots]), self._completed, self.confidence)
+
+    @property
+    def kicks_per_request(self) -> Estimate:
+        """Kicks that exited, per request."""
+        return self.per_request("kicks")
+
+    @cached_property
+    def context_switches(self) -> Estimate:
+        """Switches of CPUs to threads (from idle or another thread), per request."""
+        return ratio(self._deltas([s.switches for s in self.snapshots]), self._completed, self.confidence)
+
+    @cached_property
+    def cpu_busy(self) -> dict[str, Estimate]:
+        """The fraction of the window each thread ran, by its name."""
+        return {
+            name: ratio(self._deltas([s.busy[i] for s in self.snapshots]), self._elapsed, self.confidence)
+            for i, name in enumerate(self.threads)
+        }
+
+    @property
+    def dropped(self) -> int:
+        """Packets dropped at full queues in the window."""
+        return self.snapshots[-1].dropped - self.snapshots[0].dropped
+
+    # -- tables and documents -----------------------------------------------------------------------------------
+
+    @cached_property
+    def requests(self) -> pa.Table:
+        """The measured requests as an Arrow table: row, latency in ns, and every milestone's stamp in ps."""
+        import pyarrow as pa
+
+        columns: dict[str, Any] = {"request": self.rows, "latency_ns": self.latency_ps / 1000}
+        for i, name in enumerate(self.table.names):
+            columns[f"{name}_ps"] = self.stamps[:, i]
+        table = pa.table(columns)
+        document = json.dumps(self.to_dict(), sort_keys=True)
+        return table.replace_schema_metadata({"iosim": document})
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> Path:
+        """Write `requests` to a Parquet file (aside, then renamed); the JSON document is in its metadata."""
+        import pyarrow.parquet as pq
+
+        with write_aside(path) as aside:
+            pq.write_table(self.requests, aside)
+        return Path(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON document of the run. Times are in ns, counts per request, fractions of the window."""
+        per: dict[str, Any] = {"exits": {}, "register_accesses": {}, "syscalls": {}}
+        for name in COUNTERS:
+            group, dot, item = name.partition(".")
+            if dot and group in per:
+                per[group][item] = self.per_request(name).to_dict()
+        for name in ("userspace_exits", "kicks", "interrupts", "copied_bytes", "halts_polled"):
+            per[name] = self.per_request(name).to_dict()
+        per["context_switches"] = self.context_switches.to_dict()
+        w = self.specification.workload
+        host = self.specification.host
+        return {
+            "model": self.specification.model.name,
+            "host": host.name,
+            "host_sources": host.describe(),
+            "workload": w.name,
+            "settings": self.specification.settings(),
+            "seed": self.specification.run.seed,
+            "engine": ENGINE,
+            "version": __version__,
+            "requests": len(self.rows),
+            "duration_ns": self.duration_ns,
+            "latency_ns": {name: estimate.to_dict() for name, estimate in self.latency.items()},
+            "throughput_per_s": self.throughput.to_dict(),
+            "bits_per_s": self.bits_per_s.to_dict(),
+            "per_request": per,
+            "suppressed": {name: self.count(f"suppressed.{name}") for name in ("kicks", "interrupts")},
+            "spurious": {name: self.count(f"spurious.{name}") for name in ("kicks", "interrupts")},
+            "merged": {"interrupts": self.count("merged.interrupts")},
+            "dropped": self.dropped,
+            "cpu_busy": {name: estimate.to_dict() for name, estimate in self.cpu_busy.items()},
+            "breakdown_ns": {
+                s.name: {"mean": s.mean.to_dict(), "layer": s.layer, "kind": s.kind} for s in self.breakdown()
+            },
+            "warnings": list(self.warnings),
+        }
+
+    def to_json(self) -> str:
+        """Return the document as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def summary(self) -> Summary:
+        """Return the main figures as a small table, for a terminal or a notebook."""
+        rows = [(f"latency {_label(name)}", time_text(e)) for name, e in self.latency.items()]
+        rows.append(("throughput", f"{number_text(self.throughput)} /s"))
+        exits = [name for name in COUNTERS if name.startswith("exits.")]
+        rows += [
+            (f"{name.removeprefix('exits.')} exits", number_text(self.per_request(name)))
+            for name in exits
+            if self.count(name)
+        ]
+        rows.append(("exits to user space", number_text(self.per_request("userspace_exits"))))
+        rows.append(("kicks", number_text(self.per_request("kicks"))))
+        rows.append(("interrupts", number_text(self.per_request("interrupts"))))
+        rows += [(f"CPU {name}", percent_text(e)) for name, e in self.cpu_busy.items()]
+        title = f"{self.specification.model.name}, {self.specification.workload.name}, {len(self.rows)} requests"
+        return Summary(title, rows, [self.specification.host.describe(), *self.warnings])
+
+    def plot(self) -> Figure:
+        """Draw the breakdown and the latency's distribution; returns a matplotlib figure."""
+        from iosim.plot import plot_run
+
+        return plot_run(self)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A titled table of labels and values, readable as text and in a notebook."""
+
+    title: str
+    rows: list[tuple[str, str]]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        width = max(len(label) for label, _ in self.rows)
+        lines = [self.title, *(f"  {label:<{width}}  {value}" for label, value in self.rows), *self.notes]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        body = "".join(f"<tr><th style='text-align:left'>{a}</th><td>{b}</td></tr>" for a, b in self.rows)
+        notes = "".join(f"<p>{note}</p>" for note in self.notes)
+        return f"<table><caption>{self.title}</caption>{body}</table>{notes}"
+
+
+def _scaled(e: Estimate, factor: float) -> Estimate:
+    low = None if e.low is None else e.low * factor
+    high = None if e.high is None else e.high * factor
+    return Estimate(e.value * factor, low, high, e.confidence)
+
+
+def _label(name: str) -> str:
+    return name.replace("_", ".")
+
+
+def half_width(e: Estimate) -> float | None:
+    """Return the larger distance from the value to an end of its interval, or None without one."""
+    if e.low is None or e.high is None:
+        return None
+    return max(e.high - e.value, e.value - e.low)
+
+
+def time_text(e: Estimate) -> str:
+    """A time (an estimate in ns) for people: ``87.3 µs ±0.2``."""
+    scale, unit = 1.0, "ns"
+    for limit, name in ((1e9, "s"), (1e6, "ms"), (1e3, "µs")):
+        if abs(e.value) >= limit:
+            scale, unit = limit, name
+            break
+    half = half_width(e)
+    value = f"{e.value / scale:.2f} {unit}"
+    return value if half is None else f"{value} ±{half / scale:.2g}"
+
+
+def number_text(e: Estimate) -> str:
+    """A count or rate for people, with its interval where there is one that matters."""
+    value = f"{e.value:.0f}" if abs(e.value) >= 1000 else f"{e.value:.3g}" if abs(e.value) >= 100 else f"{e.value:.2f}"
+    half = half_width(e)
+    if half is None or half < abs(e.value) * 1e-6 or half == 0:
+        return value
+    return f"{value} ±{half:.2g}"
+
+
+def percent_text(e: Estimate) -> str:
+    """A fraction for people, in percent."""
+    half = half_width(e)
+    value = f"{100 * e.value:.1f} %"
+    return value if half is None or half < 5e-4 else f"{value} ±{100 * half:.1g}"

@@ -1,0 +1,291 @@
+"""One run: from a specification to a result. Warm-up, measured window in batches, drain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import simpy
+
+from iosim.effects import NO_COST, Effect, sleep_until, wait
+from iosim.engine.simpy_engine import CostTable, SimpyEngine
+from iosim.engine.system import System
+from iosim.errors import IosimError
+from iosim.host import costs, hosts
+from iosim.host.hosts import Host
+from iosim.host.machine import Machine
+from iosim.model import Model
+from iosim.requests import filled
+from iosim.result import Result, Snapshot
+from iosim.specification import Specification, specify
+from iosim.window import NEVER
+
+BATCHES: Final = 32
+"""Batches of the measured window, at whose ends counters are read: what intervals of rates and counts rest on."""
+OVERLOAD: Final = 20
+"""A run ends when it has created this many times the requests it was asked for: the path is overloaded."""
+
+Progress = Callable[[float], None]
+"""Called with the fraction of the run that is done."""
+
+
+@dataclass
+class Installed:
+    """A path in a SimPy environment, with everything to look at.
+
+    Attributes:
+        specification: What it was made from.
+        machine: The machine room: counters, request table, guest memory, parts.
+        engine: The engine; ``engine.notified("vhost worker")`` is a SimPy event.
+        env: The SimPy environment; time in ps.
+    """
+
+    specification: Specification
+    machine: Machine
+    engine: SimpyEngine
+    env: simpy.Environment
+
+    @property
+    def system(self) -> System:
+        """Threads, channels and processes by name."""
+        return self.machine.system
+
+
+def install(
+    model: str | Model,
+    env: simpy.Environment | None = None,
+    *,
+    workload: str | None = None,
+    host: str | Host = hosts.DEFAULT,
+    **settings: Any,
+) -> Installed:
+    """Install a model in a SimPy environment, to be run, watched and continued as one likes.
+
+    Args:
+        model: A registered name, or a model.
+        env: The environment; a new one by default. Its time is in ps, and must be a whole number.
+        workload, host: As in `simulate`.
+        settings: Any settings; ``__`` stands for the dot (``workload__depth=4``).
+
+    Example:
+        >>> import iosim
+        >>> path = iosim.install("vhost-net", workload="rr")
+        >>> path.env.run(until=200_000_000)     # 200 µs
+        >>> path.machine.window.completed > 0
+        True
+    """
+    spec = specify(model, workload=workload, host=host, settings=dotted(settings))
+    return install_specification(spec, env)
+
+
+def install_specification(spec: Specification, env: simpy.Environment | None = None) -> Installed:
+    """Install a run in an environment, without an observer: it goes on until the environment stops."""
+    machine = spec.model.build(spec.host, spec.workload, spec.device)
+    engine = _engine(spec, machine, env)
+    return Installed(spec, machine, engine, engine.env)
+
+
+def _engine(spec: Specification, machine: Machine, env: simpy.Environment | None) -> SimpyEngine:
+    p = spec.host.properties
+    return SimpyEngine(
+        machine.system,
+        CostTable(costs.NAMES, spec.cost_distributions(), spec.cost_rates()),
+        seed=spec.run.seed,
+        replication=spec.run.replication,
+        env=env,
+        cpus=int(p["cpus"].value),
+        timeslice=max(1, int(p["timeslice"].value)),
+        switch=costs.CONTEXT_SWITCH if p["cpus"].value else NO_COST,
+    )
+
+
+def dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted name, where Python's keyword arguments have ``__`` for the dot."""
+    return {name.replace("__", "."): value for name, value in settings.items()}
+
+
+def simulate(
+    model: str | Model,
+    *,
+    workload: str | None = None,
+    host: str | Host = hosts.DEFAULT,
+    requests: int | str | None = None,
+    duration: str | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    **more: Any,
+) -> Result:
+    """Simulate one path and return its result.
+
+    Args:
+        model: A registered name (``iosim models`` lists them), or a model.
+        workload: ``rr`` (default), ``tx`` or ``rx``.
+        host: A host's name or a TOML file.
+        requests: Requests to measure; the same as the setting ``run.requests``.
+        duration: Length of the measured window instead, as ``"100ms"``.
+        seed: Keys the random numbers.
+        settings: Any settings by dotted name, ``{"workload.size": 1000}``.
+        progress: Called now and then with the fraction that is done.
+        more: Settings too, ``__`` for the dot: ``workload__size=1000``.
+
+    Raises:
+        IosimError: Something given is unknown or impossible; the message is one line.
+
+    Example:
+        >>> import iosim
+        >>> result = iosim.simulate("virtio-net", requests=200, seed=7)
+        >>> result.kicks_per_request.value
+        1.0
+    """
+    given = {**dotted(more), **(settings or {})}
+    for name, value in (("requests", requests), ("duration", duration), ("seed", seed)):
+        if value is not None:
+            given[f"run.{name}"] = value
+    return run(specify(model, workload=workload, host=host, settings=given), progress)
+
+
+def run(spec: Specification, progress: Progress | None = None) -> Result:
+    """Run a specification."""
+    machine = spec.model.build(spec.host, spec.workload, spec.device)
+    observer = _Observer(spec, machine, progress)
+    machine.system.process("observer", observer.watch())
+    engine = _engine(spec, machine, None)
+    observer.engine = engine
+    try:
+        engine.run()
+    except RuntimeError as error:
+        if "No scheduled events" not in str(error):
+            raise
+        window = machine.window
+        under_way = machine.table.created - window.completed - window.dropped
+        raise IosimError(
+            f"{spec.model.name}: the run stands still at {machine.clock.now / 1e6:.3f} us with {under_way} requests "
+            "under way: a notification was lost, which is an error in the model"
+        ) from None
+    return observer.result()
+
+
+class _Observer:
+    """Watches a run from outside: opens and closes the window, reads the counters at the batches' ends."""
+
+    def __init__(self, spec: Specification, machine: Machine, progress: Progress | None) -> None:
+        self.spec = spec
+        self.machine = machine
+        self.progress = progress
+        self.engine: SimpyEngine
+        self.snapshots: list[Snapshot] = []
+        self.warnings: list[str] = []
+
+    def watch(self) -> Generator[Effect, None, None]:
+        spec, window, clock = self.spec, self.machine.window, self.machine.clock
+        target = spec.run.requests
+        self._allow(spec.warmup)
+        yield from self._until(spec.warmup)
+        if window.draining:
+            self.warnings.append(f"overloaded: the warm-up's {spec.warmup} requests did not complete")
+            window.draining = False
+        self._snapshot()
+        if spec.run.duration is not None:
+            window.limit = NEVER
+            opened = clock.now
+            for i in range(1, BATCHES + 1):
+                yield sleep_until(opened + spec.run.duration * i // BATCHES)
+                self._snapshot()
+                self._report(i / BATCHES)
+        else:
+            self._allow(target)
+            batches = min(BATCHES, target)
+            opened_at = window.completed
+            for i in range(1, batches + 1):
+                yield from self._until(opened_at + target * i // batches)
+                self._snapshot()
+                self._report(i / batches)
+                if window.draining:
+                    break
+        window.draining = True
+        window.boundary = NEVER
+        while self._under_way() > 0:
+            yield wait(window.channel)
+        self.engine.stop()
+
+    def _allow(self, requests: int) -> None:
+        """Let so many times the requests be created as are asked for, and no more: an overloaded run ends."""
+        self.machine.window.limit = self.machine.table.created + OVERLOAD * requests + 1000
+
+    def _until(self, completed: int) -> Generator[Effect, None, None]:
+        """Wait until so many requests are complete, or until an overloaded run has used up its requests."""
+        window = self.machine.window
+        window.boundary = completed
+        while window.completed < completed and not window.draining:
+            yield wait(window.channel)
+
+    def _under_way(self) -> int:
+        window = self.machine.window
+        return self.machine.table.created - window.completed - window.dropped
+
+    def _snapshot(self) -> None:
+        window = self.machine.window
+        self.snapshots.append(
+            Snapshot(
+                time=self.machine.clock.now,
+                completed=window.completed,
+                created=self.machine.table.created,
+                dropped=window.dropped,
+                counters=tuple(self.machine.counters.n),
+                busy=tuple(self.engine.busy()),
+                switches=sum(self.engine.switches()),
+            )
+        )
+
+    def _report(self, fraction: float) -> None:
+        if self.progress is not None:
+            self.progress(fraction)
+
+    def result(self) -> Result:
+        first, last = self.snapshots[0], self.snapshots[-1]
+        table, window = self.machine.table, self.machine.window
+        if self._under_way() != 0:
+            raise IosimError(f"{self.spec.model.name}: requests were lost and not counted: an error in the model")
+        wanted = self.spec.run.requests
+        measured = last.completed - first.completed
+        if self.spec.run.duration is None and measured < wanted:
+            self.warnings.append(
+                f"overloaded: only {measured} of {wanted} requests completed while {table.created} arrived; "
+                "lower workload.rate"
+            )
+        order = np.array(window.order[first.completed : last.completed], dtype=np.int64)
+        stamps = filled(table.rows()[order]) if len(order) else np.empty((0, table.milestones), np.int64)
+        if len(order) == 0:
+            raise IosimError(
+                f"no request completed in the window; make run.duration longer than {(last.time - first.time) / 1e6:g} us"
+                if self.spec.run.duration is not None
+                else "no request completed in the window"
+            )
+        if last.dropped > first.dropped:
+            self.warnings.append(f"{last.dropped - first.dropped} packets dropped at full queues in the window")
+        if self.spec.workload.open_loop and len(stamps) >= 100:
+            self._check_stationary(stamps)
+        return Result(
+            specification=self.spec,
+            table=table,
+            rows=order,
+            stamps=stamps,
+            snapshots=self.snapshots,
+            threads=[thread.name for thread in self.machine.system.threads],
+            events=self.engine.events,
+            warnings=self.warnings,
+        )
+
+    def _check_stationary(self, stamps: Any) -> None:
+        """Warn where the backlog of an open loop grew through the window: its latencies are of no steady state."""
+        first, last = self.snapshots[0], self.snapshots[-1]
+        before = first.created - first.completed - first.dropped
+        after = last.created - last.completed - last.dropped
+        arrived = last.created - first.created
+        if after - before > max(50, 0.05 * arrived):
+            self.warnings.append(
+                f"overloaded: requests arrive faster than they complete (backlog {before} to {after} in the window)"
+            )

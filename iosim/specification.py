@@ -1,0 +1,250 @@
+"""From what people write to one complete specification of a run: model, host, workload, device and run settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from iosim.engine.distributions import Constant, Distribution, Exponential, LogNormal, Uniform
+from iosim.errors import IosimError, unknown
+from iosim.host import costs, hosts
+from iosim.host.hosts import Cost, Host, Property
+from iosim.host.units import parse_rate_bits, parse_time
+from iosim.model import Model, find
+from iosim.settings import RunSettings, Settings, WorkloadSettings, check, keys
+from iosim.workload.spec import CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, POISSON, Workload
+
+GROUPS: Final = ("workload", "host", "device", "run")
+DEFAULT_SIZE: Final = {"rr": 1, "tx": 64, "rx": 64}
+CONSTANT_COSTS: Final = "constant"
+MIN_WARMUP, MAX_WARMUP, WARMUP_PART = 10, 1000, 20
+
+_SPREAD = re.compile(r"(.+?)\s*(?:±|\+-)\s*(.+)")
+_RANGE = re.compile(r"(.+?)\s*\.\.\s*(.+)")
+
+
+@dataclass(frozen=True)
+class Specification:
+    """Everything one run depends on.
+
+    Args:
+        model: The model.
+        host: Costs and properties, settings applied.
+        host_name: The host as it was asked for.
+        workload: The workload.
+        device: The model's own settings.
+        run: How long, and with which random numbers.
+        warmup: Requests completed before the window opens.
+        constant: Whether every cost is replaced by its mean.
+        given: The settings as they were given, by dotted name.
+    """
+
+    model: Model
+    host: Host
+    host_name: str
+    workload: Workload
+    device: Settings
+    run: RunSettings
+    warmup: int
+    constant: bool
+    given: Mapping[str, Any]
+
+    def cost_distributions(self) -> list[Distribution]:
+        """Return the distribution of each cost of the catalogue, in its order."""
+        own: dict[str, Distribution] = {
+            "think_time": Constant(float(self.workload.think_time)),
+            "peer_delay": Constant(float(self.workload.peer_delay)),
+        }
+        if self.workload.rate:
+            interval = 1e12 / self.workload.rate
+            own["interarrival"] = Exponential(interval) if self.workload.arrivals == POISSON else Constant(interval)
+        if self.model.costs is not None:
+            own.update(self.model.costs(self.device))
+        host = {cost.name: cost.distribution for cost in self.host.costs}
+        return [host.get(name) or own.get(name) or Constant(0.0) for name in costs.NAMES]
+
+    def cost_rates(self) -> list[int]:
+        """Return the rate per byte of each cost of the catalogue, in 1/1024 ps."""
+        host = {cost.name: cost.per_byte for cost in self.host.costs}
+        host["wire"] = 8e12 / float(self.host.properties["wire_rate"].value)
+        return [round(host.get(name, 0.0) * 1024) for name in costs.NAMES]
+
+    def settings(self) -> dict[str, Any]:
+        """Return every setting of the run by its dotted name, times in ns."""
+        w = self.workload
+        out: dict[str, Any] = {
+            "workload.name": w.name,
+            "workload.size": w.size,
+            "workload.depth": w.depth,
+            "workload.arrivals": w.arrivals,
+            "workload.rate": w.rate or None,
+            "workload.think_time": f"{w.think_time / 1000:g}ns",
+            "workload.peer_delay": f"{w.peer_delay / 1000:g}ns",
+        }
+        for name, prop in self.host.properties.items():
+            kind = hosts.PROPERTY_PARSERS[name]
+            value: Any = prop.value
+            if kind == "time":
+                value = f"{prop.value / 1000:g}ns"
+            elif kind == "rate":
+                value = f"{prop.value:g}bit/s"
+            out[f"host.{name}"] = value
+        out[f"host.{CONSTANT_COSTS}"] = self.constant
+        for key, value in self.given.items():
+            if key.startswith("host.costs."):
+                out[key] = value
+        for name, value in self.device.model_dump().items():
+            out[f"device.{name}"] = value
+        out["run.requests"] = self.run.requests if self.run.duration is None else None
+        out["run.warmup"] = self.warmup
+        out["run.duration"] = None if self.run.duration is None else f"{self.run.duration / 1000:g}ns"
+        out["run.replication"] = self.run.replication
+        return out
+
+
+def valid_keys(model: Model) -> list[str]:
+    """Return every setting that a run of the model knows, by dotted name."""
+    return [
+        *keys(WorkloadSettings, "workload"),
+        *(f"host.{name}" for name in hosts.PROPERTY_PARSERS),
+        f"host.{CONSTANT_COSTS}",
+        *(f"host.costs.{name}" for name in costs.NAMES[: costs.HOST_COSTS]),
+        *keys(model.settings, "device"),
+        *keys(RunSettings, "run"),
+    ]
+
+
+def specify(
+    model: str | Model,
+    *,
+    workload: str | None = None,
+    host: str | Host = hosts.DEFAULT,
+    settings: Mapping[str, Any] | None = None,
+) -> Specification:
+    """Return the complete specification of a run.
+
+    Args:
+        model: A registered name, or a model.
+        workload: ``rr``, ``tx`` or ``rx``; the same as the setting ``workload.name``.
+        host: A host's name, a TOML file, or a host.
+        settings: Any settings, by dotted name.
+
+    Raises:
+        IosimError: Anything unknown, malformed or impossible; the key is named.
+    """
+    found = find(model) if isinstance(model, str) else model
+    given = dict(settings or {})
+    groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+    for key, value in given.items():
+        group, dot, name = key.partition(".")
+        if not dot or group not in GROUPS:
+            raise unknown("setting", key, valid_keys(found))
+        groups[group][name] = value
+    if workload is not None:
+        groups["workload"]["name"] = workload
+    run: RunSettings = check(RunSettings, groups["run"], "run")
+    wanted: WorkloadSettings = check(
+        WorkloadSettings, {"name": found.workloads[0], **groups["workload"]}, "workload"
+    )
+    chosen = hosts.load(host) if isinstance(host, str) else host
+    applied, constant = _host(chosen, groups["host"], found)
+    device: Settings = check(found.settings, groups["device"], "device")
+    return Specification(
+        model=found,
+        host=applied,
+        host_name=chosen.name,
+        workload=_workload(wanted, found),
+        device=device,
+        run=run,
+        warmup=_warmup(run),
+        constant=constant,
+        given=given,
+    )
+
+
+def _workload(w: WorkloadSettings, model: Model) -> Workload:
+    if w.name not in model.workloads:
+        raise IosimError(
+            f"{model.name} plays {', '.join(model.workloads)}, not {w.name}", "workload.name"
+        )
+    size = DEFAULT_SIZE[w.name] if w.size is None else w.size
+    if size > MAX_PAYLOAD:
+        raise IosimError(
+            f"{size} bytes do not fit one Ethernet frame; the largest is {MAX_PAYLOAD} (1500 less IP and UDP headers)",
+            "workload.size",
+        )
+    arrivals = w.arrivals or (POISSON if w.rate is not None else CLOSED)
+    if arrivals != CLOSED and w.rate is None:
+        raise IosimError(f"{arrivals} arrivals need a rate, as workload.rate=10000", "workload.arrivals")
+    if arrivals == CLOSED and w.rate is not None:
+        raise IosimError("a closed loop has no rate; leave it out, or say poisson or constant", "workload.arrivals")
+    if arrivals != CLOSED and w.depth is not None:
+        raise IosimError("an open loop has no depth; leave out workload.depth or workload.rate", "workload.depth")
+    depth = DEFAULT_DEPTH[w.name] if w.depth is None else w.depth
+    return Workload(w.name, size, depth, w.rate or 0.0, arrivals, w.think_time, w.peer_delay)
+
+
+def _warmup(run: RunSettings) -> int:
+    if run.warmup is not None:
+        return run.warmup
+    return min(max(run.requests // WARMUP_PART, MIN_WARMUP), MAX_WARMUP)
+
+
+def _host(host: Host, given: Mapping[str, Any], model: Model) -> tuple[Host, bool]:
+    properties = dict(host.properties)
+    changed: dict[str, Cost] = {}
+    constant = False
+    for name, value in given.items():
+        key = f"host.{name}"
+        if name == CONSTANT_COSTS:
+            if not isinstance(value, bool):
+                raise IosimError(f"{value!r} is neither true nor false", key)
+            constant = value
+        elif name in hosts.PROPERTY_PARSERS:
+            properties[name] = Property(name, _property(name, value, key), "setting", "primary", "setting")
+        elif name.startswith("costs."):
+            cost = name.removeprefix("costs.")
+            if cost not in costs.NAMES[: costs.HOST_COSTS]:
+                raise unknown("setting", key, valid_keys(model))
+            old = host.cost(cost)
+            changed[cost] = replace(
+                old, distribution=parse_cost(value, key), source="setting", kind="primary", origin="setting"
+            )
+        else:
+            raise unknown("setting", key, valid_keys(model))
+    if changed or len(properties) != len(host.properties) or given:
+        host = replace(
+            host, costs=tuple(changed.get(c.name, c) for c in host.costs), properties=properties
+        )
+    return (host.constant() if constant else host), constant
+
+
+def _property(name: str, value: Any, key: str) -> int | float | bool:
+    kind = hosts.PROPERTY_PARSERS[name]
+    if kind == "bool" and isinstance(value, str) and value.lower() in ("on", "off", "yes", "no"):
+        value = value.lower() in ("on", "yes")
+    if kind == "rate":
+        return parse_rate_bits(value, key)
+    return hosts.parse_property(name, value, key)
+
+
+def parse_cost(value: object, key: str) -> Distribution:
+    """Return a cost given as a setting: ``500ns``, ``500ns±40ns`` (mean and spread) or ``28us..32us`` (uniform)."""
+    if isinstance(value, str):
+        spread = _SPREAD.fullmatch(value.strip())
+        if spread:
+            mean, width = (parse_time(part, key) for part in spread.groups())
+            if mean == 0 and width > 0:
+                raise IosimError("a cost of mean 0 has no spread", key)
+            return LogNormal(float(mean), float(width)) if width else Constant(float(mean))
+        limits = _RANGE.fullmatch(value.strip())
+        if limits:
+            low, high = (parse_time(part, key) for part in limits.groups())
+            if low > high:
+                raise IosimError(f"'{value}' runs backwards", key)
+            return Uniform(float(low), float(high)) if low < high else Constant(float(low))
+    return Constant(float(parse_time(value, key)))
+
+
