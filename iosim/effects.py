@@ -32,10 +32,11 @@ NO_COST: Final = -1
 
 # The levels of what runs on a vCPU, lowest first; a higher one preempts a lower one, equals take turns.
 IDLE: Final = 0
-TASK: Final = 1
-SOFTIRQ: Final = 2
-HARDIRQ: Final = 3
-HOST_INTERRUPT: Final = 4
+KSOFTIRQD: Final = 1
+TASK: Final = 2
+SOFTIRQ: Final = 3
+HARDIRQ: Final = 4
+HOST_INTERRUPT: Final = 5
 
 
 def spend(cost: int, amount: int = 0) -> Effect:

@@ -184,9 +184,8 @@ class _Observer:
         target = spec.run.requests
         self._allow(spec.warmup)
         yield from self._until(spec.warmup)
-        if window.draining:
+        if window.overloaded:
             self.warnings.append(f"overloaded: the warm-up's {spec.warmup} requests did not complete")
-            window.draining = False
         self._snapshot()
         if spec.run.duration is not None:
             window.limit = NEVER
@@ -203,7 +202,7 @@ class _Observer:
                 yield from self._until(opened_at + target * i // batches)
                 self._snapshot()
                 self._report(i / batches)
-                if window.draining:
+                if window.overloaded:
                     break
         window.draining = True
         window.boundary = NEVER
@@ -213,13 +212,14 @@ class _Observer:
 
     def _allow(self, requests: int) -> None:
         """Let so many times the requests be created as are asked for, and no more: an overloaded run ends."""
+        self.machine.window.overloaded = False
         self.machine.window.limit = self.machine.table.created + OVERLOAD * requests + 1000
 
     def _until(self, completed: int) -> Generator[Effect, None, None]:
         """Wait until so many requests are complete, or until an overloaded run has used up its requests."""
         window = self.machine.window
         window.boundary = completed
-        while window.completed < completed and not window.draining:
+        while window.completed < completed and not window.overloaded:
             yield wait(window.channel)
 
     def _under_way(self) -> int:

@@ -30,10 +30,11 @@ class Window:
         draining: No more requests are to be created.
         order: The rows in the order of their completion.
         lost: The rows of dropped requests, for the load generator, which is notified on ``losses``.
-        limit: No more than this many requests are created, so that a run of an overloaded path ends.
+        limit, overloaded: When so many requests have been created the path is taken to be overloaded, and the
+            observer is told, so that the run ends.
     """
 
-    __slots__ = ("boundary", "channel", "completed", "draining", "dropped", "limit", "losses", "lost", "order", "table")
+    __slots__ = ("boundary", "channel", "completed", "draining", "dropped", "limit", "losses", "lost", "order", "overloaded", "table")
 
     def __init__(self, system: System, table: RequestTable) -> None:
         self.table = table
@@ -43,6 +44,7 @@ class Window:
         self.boundary = NEVER
         self.limit = NEVER
         self.draining = False
+        self.overloaded = False
         self.losses = system.channel("lost requests")
         self.lost = Fifo(LOST)
         self.order: list[int] = []
@@ -50,8 +52,8 @@ class Window:
 
 def new_request(w: Window, now: int) -> Generator[Effect, None, int]:
     """Create a request; return its row. At the limit, tell the observer that the path is overloaded."""
-    if w.table.created >= w.limit:
-        w.draining = True
+    if w.table.created >= w.limit and not w.overloaded:
+        w.overloaded = True
         yield notify(w.channel)
     return create(w.table, now)
 

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
 from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
 from iosim.host.e1000 import DD, DESCRIPTOR, E1000, ICR, IMC, IMS, ITR, RDT, STATUS, TDT, VECTOR, er32, ew32
@@ -161,15 +162,21 @@ def e1000_intr(d: E1000Driver) -> Generator[Effect, None, None]:
 
 def net_rx_action(d: E1000Driver) -> Generator[Effect, None, None]:
     """The guest's NET_RX softirq: poll while the driver is scheduled."""
+    budget = NETDEV_BUDGET
     while True:
         while not d.scheduled:
             yield wait(d.softirq)
+            budget = NETDEV_BUDGET
         yield spend(SOFTIRQ_ENTRY)
-        yield from e1000_clean(d)
+        work = yield from e1000_clean(d)
+        budget -= work
+        if budget <= 0:
+            yield from ksoftirqd()
+            budget = NETDEV_BUDGET
 
 
-def e1000_clean(d: E1000Driver) -> Generator[Effect, None, None]:
-    """The NAPI poll: clean what was sent, take what has come; when there is no more, unmask."""
+def e1000_clean(d: E1000Driver) -> Generator[Effect, None, int]:
+    """The NAPI poll: clean what was sent, take what has come; when there is no more, unmask. Return the packets."""
     cleaned = yield from e1000_clean_tx(d)
     work = yield from e1000_clean_rx(d)
     if work < NAPI_POLL_WEIGHT and cleaned < d.device.tx_size:
@@ -177,6 +184,7 @@ def e1000_clean(d: E1000Driver) -> Generator[Effect, None, None]:
         yield from e1000_set_itr(d)
         yield from ew32(d.device, IMS, IMS_ENABLE)
         yield from er32(d.device, STATUS)
+    return work
 
 
 def e1000_clean_tx(d: E1000Driver) -> Generator[Effect, None, int]:

@@ -12,6 +12,7 @@ from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
 from iosim.errors import IosimError
 from iosim.fifo import Fifo, put, take_first
 from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, REARM_WINDOW, SOFTIRQ_ENTRY
 from iosim.host.kvm import Vcpu, eoi_edge, irq_enter, irq_return, kick
@@ -244,19 +245,28 @@ def napi_schedule(d: VirtioNet, queue: DriverQueue, napi: int) -> Generator[Effe
 
 def net_rx_action(d: VirtioNet) -> Generator[Effect, None, None]:
     """The guest's NET_RX softirq: poll what is scheduled, in turn."""
+    budget = NETDEV_BUDGET
     while True:
         while d.poll_list.count == 0:
             yield wait(d.softirq)
+            budget = NETDEV_BUDGET
         napi = take_first(d.poll_list)
         yield spend(SOFTIRQ_ENTRY)
         if napi == RX:
-            yield from virtnet_poll(d)
+            received = yield from virtnet_poll(d)
+            budget -= received
         else:
             yield from virtnet_poll_tx(d)
+        if budget <= 0:
+            yield from ksoftirqd()
+            budget = NETDEV_BUDGET
 
 
-def virtnet_poll(d: VirtioNet) -> Generator[Effect, None, None]:
-    """NAPI of the receive queue: clean the transmit queue too, receive, refill, and re-arm when there is no more."""
+def virtnet_poll(d: VirtioNet) -> Generator[Effect, None, int]:
+    """NAPI of the receive queue: clean the transmit queue too, receive, refill, and re-arm when there is no more.
+
+    Returns how many packets it received.
+    """
     yield from clean_tx(d)
     yield from wake_tx_queue(d)
     received = 0
@@ -274,6 +284,7 @@ def virtnet_poll(d: VirtioNet) -> Generator[Effect, None, None]:
     else:
         # Budget spent: there may be more, so interrupts stay off and the poll gets in line again.
         put(d.poll_list, RX)
+    return received
 
 
 def virtnet_poll_tx(d: VirtioNet) -> Generator[Effect, None, None]:
