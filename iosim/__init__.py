@@ -7,8 +7,10 @@ Example:
     0.0
 """
 
+from iosim.compare import Comparison, compare
 from iosim.errors import IosimError
+from iosim.result import Result
 from iosim.run import Installed, install, simulate
 from iosim.version import __version__
 
-__all__ = ["Installed", "IosimError", "__version__", "install", "simulate"]
+__all__ = ["Comparison", "Installed", "IosimError", "Result", "__version__", "compare", "install", "simulate"]

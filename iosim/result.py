@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from iosim.files import write_aside
 from iosim.host.counters import NAMES as COUNTERS
-from iosim.requests import RequestTable
+from iosim.requests import Stage
 from iosim.specification import Specification
 from iosim.statistics import Estimate, mean, quantile, ratio
 from iosim.version import __version__
@@ -57,7 +57,8 @@ class Result:
 
     Attributes:
         specification: What was run.
-        table: The whole request table, warm-up and drain included.
+        stages: The path's stages; stage ``i`` lies between milestones ``i`` and ``i + 1``.
+        milestones: The milestones' names.
         rows: The measured requests' rows, in the order of completion. Shape (n,).
         stamps: Their milestones in ps, skipped ones filled. Shape (n, milestones).
         snapshots: Counters at the ends of the window's batches.
@@ -67,7 +68,8 @@ class Result:
     """
 
     specification: Specification
-    table: RequestTable
+    stages: list[Stage]
+    milestones: list[str]
     rows: npt.NDArray[np.int64]
     stamps: npt.NDArray[np.int64]
     snapshots: list[Snapshot]
@@ -98,7 +100,7 @@ class Result:
         durations = np.diff(self.stamps, axis=1)
         return [
             StageTime(stage.name, stage.layer, stage.kind, mean(durations[:, i] / 1000, self.confidence))
-            for i, stage in enumerate(self.table.stages)
+            for i, stage in enumerate(self.stages)
         ]
 
     # -- rates and counts ---------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ class Result:
         import pyarrow as pa
 
         columns: dict[str, Any] = {"request": self.rows, "latency_ns": self.latency_ps / 1000}
-        for i, name in enumerate(self.table.names):
+        for i, name in enumerate(self.milestones):
             columns[f"{name}_ps"] = self.stamps[:, i]
         table = pa.table(columns)
         document = json.dumps(self.to_dict(), sort_keys=True)

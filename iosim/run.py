@@ -270,7 +270,8 @@ class _Observer:
             self._check_stationary(stamps)
         return Result(
             specification=self.spec,
-            table=table,
+            stages=table.stages,
+            milestones=table.names,
             rows=order,
             stamps=stamps,
             snapshots=self.snapshots,

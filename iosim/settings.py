@@ -7,10 +7,11 @@ unit (``5us``), rates and sizes plain numbers or with a suffix (``100k``), bit r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from iosim.errors import IosimError, unknown
 from iosim.host.units import parse_count, parse_time
@@ -18,8 +19,16 @@ from iosim.host.units import parse_count, parse_time
 MAX_REQUESTS = 100_000_000
 
 
-def _time(value: object) -> int:
-    return parse_time(value)
+def _checked(parse: Callable[[object], Any]) -> BeforeValidator:
+    """A validator whose one-line error pydantic carries to the field it belongs to."""
+
+    def validate(value: object) -> Any:
+        try:
+            return parse(value)
+        except IosimError as error:
+            raise PydanticCustomError("iosim", "{text}", {"text": str(error)}) from None
+
+    return BeforeValidator(validate)
 
 
 def _whole(value: object) -> int:
@@ -27,10 +36,6 @@ def _whole(value: object) -> int:
     if number != int(number):
         raise IosimError(f"{value!r} is no whole number")
     return int(number)
-
-
-def _number(value: object) -> float:
-    return parse_count(value)
 
 
 def _flag(value: object) -> bool:
@@ -47,19 +52,19 @@ def _power_of_two(value: object) -> int:
     number = _whole(value)
     if number < 1 or number & (number - 1):
         below = 1 << max(0, number.bit_length() - 1)
-        raise IosimError(f"{number} is no power of two; nearest are {below} and {2 * below}")
+        raise IosimError(f"{_short(number)} is no power of two; nearest are {below} and {2 * below}")
     return number
 
 
-Time = Annotated[int, BeforeValidator(_time)]
+Time = Annotated[int, _checked(parse_time)]
 """A time: text with its unit; in ps inside."""
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, _checked(_whole)]
 """A whole number, plain or with a suffix (``20k``)."""
-Number = Annotated[float, BeforeValidator(_number)]
+Number = Annotated[float, _checked(parse_count)]
 """A number, plain or with a suffix."""
-Flag = Annotated[bool, BeforeValidator(_flag)]
+Flag = Annotated[bool, _checked(_flag)]
 """``on`` or ``off`` (true or false)."""
-QueueSize = Annotated[int, BeforeValidator(_power_of_two)]
+QueueSize = Annotated[int, _checked(_power_of_two)]
 """A virtqueue's size: a power of two (virtio 1.2, 2.7)."""
 
 
@@ -113,8 +118,6 @@ def check(model: type[Settings], values: Mapping[str, Any], prefix: str, where: 
             raise unknown("setting", f"{prefix}.{name}", keys(model, prefix), where)
     try:
         return model(**values)
-    except IosimError as error:
-        raise IosimError(str(error), where) from None
     except ValidationError as error:
         first = error.errors()[0]
         key = f"{prefix}.{first['loc'][0]}" if first["loc"] else prefix
@@ -130,13 +133,21 @@ def _say(error: Any, key: str) -> str:
         "less_than": ("must be below", "lt"),
         "less_than_equal": ("must be at most", "le"),
     }
+    if kind == "iosim":
+        return f"{key}: {context['text']}"
     if kind in limits:
         words, limit = limits[kind]
-        return f"{key}: {words} {context[limit]}, not {value}"
+        return f"{key}: {words} {context[limit]}, not {_short(value)}"
     if kind == "literal_error":
         expected = [part.strip().strip("'") for part in str(context["expected"]).replace(" or ", ",").split(",")]
         return f"{key}: {unknown('value', str(value), expected)}"
-    return f"{key}: {error['msg']}, not {value!r}"
+    return f"{key}: {error['msg']}, not {_short(value)}"
+
+
+def _short(value: object) -> str:
+    """A value as it is shown in an error: not longer than a line."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def keys(model: type[Settings], prefix: str) -> list[str]:

@@ -41,17 +41,22 @@ def network_path(machine: Machine) -> Path:
 
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
     ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.tx_burst`` (packets; QEMU's
-    x-txburst), ``device.mitigation`` (the e1000's interrupt mitigation).
+    x-txburst), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``).
 
     Raises:
         IosimError: iosim has no model of what the machine asks for; says which part, and what there is.
     """
     nic = _only_nic(machine)
     notes = _disk_notes(machine)
+    found = None
     if nic.model in _E1000:
-        return _e1000(nic, notes)
-    if nic.is_virtio:
-        return _virtio(nic, notes)
+        found = _e1000(nic, notes)
+    elif nic.is_virtio:
+        found = _virtio(nic, notes)
+    if found is not None:
+        if nic.through_hub and found.model != "vhost-net":
+            found.settings["device.hub"] = True
+        return found
     raise IosimError(f"no model of the {nic.model} yet; {_MODELS}", nic.where)
 
 

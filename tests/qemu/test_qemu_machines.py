@@ -45,7 +45,7 @@ def test_full_emulation() -> None:
     assert built.warnings == ()
     assert built.notes == ("of no matter to the I/O path: -vnc, -daemonize",)
     path = network_path(built)
-    assert (path.model, path.settings) == ("e1000", {})
+    assert (path.model, path.settings) == ("e1000", {"device.hub": True})
     assert "disk: IDE (ata_piix); iosim compares the network path" in path.notes
 
 

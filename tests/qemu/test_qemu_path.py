@@ -15,13 +15,13 @@ def virtio(netdev: str = "", device: str = "") -> str:
 @pytest.mark.parametrize(
     ("line", "model", "settings"),
     [
-        ("-net nic -net tap", "e1000", {}),
+        ("-net nic -net tap", "e1000", {"device.hub": True}),
         ("-nic tap", "e1000", {}),
         ("-netdev bridge,id=n,br=br0 -device e1000,netdev=n,mitigation=off", "e1000",
          {"device.mitigation": False}),
         ("-nic tap,model=virtio", "virtio-net", {}),
         ("-nic tap,model=virtio,vhost=on", "vhost-net", {}),
-        ("-net nic,model=virtio -net tap,vhost=on", "virtio-net", {}),
+        ("-net nic,model=virtio -net tap,vhost=on", "virtio-net", {"device.hub": True}),
         (virtio(device=",event_idx=off,x-txburst=64,rx_queue_size=1024,tx_queue_size=256"), "virtio-net",
          {"device.event_idx": False, "device.tx_burst": 64, "device.rx_queue_size": 1024,
           "device.tx_queue_size": 256}),

@@ -1,0 +1,321 @@
+"""The command ``iosim``: a thin layer over the functions of the package, with its errors in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from iosim import model as registry
+from iosim.errors import IosimError, unknown
+from iosim.settings import literal, split_pairs
+from iosim.version import __version__
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """The commands, with the nearest name for one that does not exist."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise unknown("command", args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
+
+def _common(command: F) -> F:
+    """The options that every command which simulates has."""
+    options = [
+        click.option("--workload", "-w", metavar="NAME", help="rr (default), tx or rx; see 'iosim workloads'."),
+        click.option("--host", default="composite", metavar="NAME|FILE", help="Costs: see 'iosim hosts'."),
+        click.option("--requests", "-n", metavar="N", help="Requests to measure (default 20000)."),
+        click.option("--duration", metavar="TIME", help="Length of the measured window instead, as 100ms."),
+        click.option("--seed", metavar="N", help="Keys the random numbers (default 1)."),
+        click.option(
+            "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as workload.size=1000."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="One JSON document to stdout, nothing else there."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="iosim", message="%(prog)s %(version)s")
+def cli() -> None:
+    """What does a virtualized I/O path cost, where does the time go, and what would change it?"""
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, required=True, metavar="MODEL|FILE...")
+@_common
+@click.option("--out", metavar="NAME", default=None, help="Write NAME.png, NAME.json and NAME.parquet.")
+@click.option("--workers", type=int, default=None, metavar="N", help="Processes to use (default: all cores).")
+def compare(paths: tuple[str, ...], out: str | None, workers: int | None, **options: Any) -> None:
+    """Paths side by side: models, or files with QEMU command lines. The first is the baseline."""
+    from iosim.compare import compare as run_compare
+    from iosim.files import write_text
+
+    _check_workers(workers)
+    with _progress("simulating", options["as_json"]) as progress:
+        comparison = run_compare(*paths, workers=workers, progress=progress, **_arguments(options))
+    written = []
+    if out is not None:
+        from iosim.plot import save
+
+        name = _stem(out)
+        written = [
+            save(comparison.plot(), f"{name}.png"),
+            write_text(f"{name}.json", comparison.to_json() + "\n"),
+            comparison.to_parquet(f"{name}.parquet"),
+        ]
+    if options["as_json"]:
+        click.echo(comparison.to_json())
+    else:
+        from iosim.show import comparison_table
+
+        _print(comparison_table(comparison))
+    _wrote(written, options["as_json"])
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL|FILE")
+@_common
+@click.option("--out", metavar="NAME", default=None, help="Write NAME.png, NAME.json, NAME.parquet (requests).")
+def run(model: str, out: str | None, **options: Any) -> None:
+    """One path in full."""
+    from iosim.compare import ask
+    from iosim.files import write_text
+    from iosim.run import simulate
+
+    asked = ask(model)
+    arguments = _arguments(options)
+    arguments["settings"] = {**asked.settings, **arguments["settings"]}
+    with _progress("simulating", options["as_json"]) as progress:
+        result = simulate(asked.model, progress=progress, **arguments)
+    written = []
+    if out is not None:
+        from iosim.plot import save
+
+        name = _stem(out)
+        written = [
+            save(result.plot(), f"{name}.png"),
+            write_text(f"{name}.json", result.to_json() + "\n"),
+            result.to_parquet(f"{name}.parquet"),
+        ]
+    if options["as_json"]:
+        click.echo(result.to_json())
+    else:
+        from iosim.show import run_table
+
+        _print(run_table(result))
+        for note in (*asked.notes, *asked.warnings):
+            click.echo(note)
+    _wrote(written, options["as_json"])
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--vary", multiple=True, required=True, metavar="KEY=VALUES", help="As workload.size=1,64,1024.")
+@_common
+@click.option("--replications", default="1", metavar="N", help="Samples of each point (default 1).")
+@click.option("--out", required=False, metavar="FILE.parquet", help="Where to (default: sweep.parquet).")
+@click.option("--overwrite", is_flag=True, help="Replace a file that holds another sweep.")
+@click.option("--workers", type=int, default=None, metavar="N", help="Processes to use (default: all cores).")
+def sweep(models: tuple[str, ...], vary: tuple[str, ...], **options: Any) -> None:
+    """A grid of settings, on all cores, to one Parquet file and a figure."""
+    from iosim.plot import save
+    from iosim.sweep import sweep as run_sweep
+
+    workers = options["workers"]
+    _check_workers(workers)
+    replications = literal(options["replications"])
+    if not isinstance(replications, int) or isinstance(replications, bool) or replications < 1:
+        raise IosimError(f"'{options['replications']}' is no number of samples; write 1 or more", "--replications")
+    out = options["out"] or "sweep.parquet"
+    if not out.endswith(".parquet"):
+        out += ".parquet"
+    arguments = _arguments(options)
+    with _progress("sweeping", options["as_json"], count=True) as progress:
+        found = run_sweep(
+            models,
+            vary,
+            replications=replications,
+            workers=workers,
+            out=out,
+            overwrite=options["overwrite"],
+            progress=progress,
+            **arguments,
+        )
+    figure = save(found.plot(), f"{_stem(out)}.png")
+    if options["as_json"]:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        from iosim.show import sweep_table
+
+        _print(sweep_table(found))
+    _wrote([Path(out), figure], options["as_json"])
+
+
+@cli.command()
+@click.argument("file", metavar="FILE")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document to stdout, nothing else there.")
+def qemu(file: str, as_json: bool) -> None:
+    """What a QEMU command line builds: PCI devices with slots, the guest's drivers, back ends."""
+    from iosim import qemu as room
+
+    machine = room.read_file(file)
+    if as_json:
+        click.echo(json.dumps(room.to_dict(machine), indent=2))
+    else:
+        _print(room.render(machine))
+
+
+@cli.command()
+def models() -> None:
+    """The models there are, one line each."""
+    for name in registry.names():
+        click.echo(f"{name:<12} {registry.find(name).summary}")
+
+
+@cli.command()
+@click.argument("host", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document to stdout, nothing else there.")
+def hosts(host: str | None, as_json: bool) -> None:
+    """The hosts there are; with a name, each of its numbers with its source."""
+    from iosim.host import hosts as room
+    from iosim.show import host_dict, host_table
+
+    if host is None:
+        for name in room.names():
+            click.echo(f"{name:<12} {room.load(name).title} ({room.load(name).describe()})")
+        return
+    found = room.load(host)
+    if as_json:
+        click.echo(json.dumps(host_dict(found), indent=2))
+    else:
+        _print(host_table(found))
+
+
+@cli.command()
+def workloads() -> None:
+    """The workloads there are, one line each."""
+    from iosim.workload.spec import MEANINGS
+
+    for name, meaning in MEANINGS.items():
+        click.echo(f"{name:<4} {meaning}")
+
+
+@cli.command()
+@click.argument("model", default="virtio-net")
+def settings(model: str) -> None:
+    """Every setting a model knows, with what it means."""
+    from iosim.show import settings_table
+
+    _print(settings_table(registry.find(model)))
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------
+
+
+def _arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the Python function that a command stands for."""
+    found: dict[str, Any] = {
+        "workload": options["workload"],
+        "host": options["host"],
+        "settings": split_pairs(options["pairs"], "--set"),
+    }
+    for name in ("requests", "duration", "seed"):
+        text = options[name]
+        found[name] = None if text is None else literal(text) if name != "duration" else text
+    return found
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise IosimError(f"{workers} workers cannot work; give 1 or more", "--workers")
+
+
+def _stem(name: str) -> str:
+    """The name without one of the suffixes that are put after it."""
+    base, suffix = os.path.splitext(name)
+    return base if suffix in (".png", ".json", ".parquet") else name
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    # Where stdout is no terminal there is no width to fit; 100 columns suit a pager and a file.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+    Console(width=width, highlight=False).print(renderable)
+
+
+def _wrote(paths: Sequence[Path], as_json: bool) -> None:
+    for path in paths:
+        click.echo(f"wrote {path}", err=as_json)
+
+
+@contextmanager
+def _progress(what: str, quiet: bool, count: bool = False) -> Iterator[Callable[..., None] | None]:
+    """A progress bar on the terminal for whatever takes over two seconds; nothing where stderr is none."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f}" if count else "{task.percentage:.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(what, total=1)
+
+    def fraction(done: float) -> None:
+        bar.update(task, completed=done)
+
+    def points(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+
+    with bar:
+        yield points if count else fraction
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; end with status 2 and one line for anything a user can mistype, 130 for Ctrl-C."""
+    try:
+        cli.main(args=None if arguments is None else list(arguments), prog_name="iosim", standalone_mode=False)
+    except IosimError as error:
+        _fail(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        sys.exit(USAGE_ERROR)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("iosim: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe went away (iosim ... | head): nothing more to say, and no traceback at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"iosim: {' '.join(message.split())}", err=True)
+    sys.exit(USAGE_ERROR)
