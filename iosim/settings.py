@@ -17,6 +17,8 @@ from iosim.errors import IosimError, unknown
 from iosim.host.units import parse_count, parse_time
 
 MAX_REQUESTS = 100_000_000
+LARGEST_QUEUE = 32768
+"""Descriptors (virtio 1.2, 2.7)."""
 
 
 def _checked(parse: Callable[[object], Any]) -> BeforeValidator:
@@ -50,6 +52,8 @@ def _flag(value: object) -> bool:
 
 def _power_of_two(value: object) -> int:
     number = _whole(value)
+    if number > LARGEST_QUEUE:
+        raise IosimError(f"{_short(number)} descriptors are too many; the largest queue is {LARGEST_QUEUE}")
     if number < 1 or number & (number - 1):
         below = 1 << max(0, number.bit_length() - 1)
         raise IosimError(f"{_short(number)} is no power of two; nearest are {below} and {2 * below}")

@@ -114,19 +114,28 @@ PROPERTY_PARSERS: Final = {
 }
 
 
+LIMITS: Final = {"cpus": 1024, "tap_queue": 1_000_000, "halt_poll_grow": 1000, "halt_poll_shrink": 1000}
+SHORTEST_TIMESLICE: Final = 1_000_000
+"""ps: a shorter slice would be all switching."""
+
+
 def parse_property(name: str, value: object, where: str) -> int | float | bool:
     """Return a property's value in iosim's units: ps, bit/s, a count or a truth value."""
     kind = PROPERTY_PARSERS[name]
     if kind == "time":
-        return parse_time(value, where)
+        time = parse_time(value, where)
+        if name == "timeslice" and time < SHORTEST_TIMESLICE:
+            raise IosimError(f"{value!r} is too short a slice; give 1us or more", where)
+        return time
     if kind == "rate":
         return parse_rate_bits(value, where)
     if kind == "bool":
         if not isinstance(value, bool):
             raise IosimError(f"{value!r} is neither true nor false", where)
         return value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or value > 10**9:
-        raise IosimError(f"{value!r} is no count; write a whole number from 0 to 1000000000", where)
+    least, most = 1 if name == "tap_queue" else 0, LIMITS[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise IosimError(f"{value!r} is no count; write a whole number from {least} to {most}", where)
     return value
 
 
