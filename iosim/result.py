@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -291,28 +292,54 @@ def half_width(e: Estimate) -> float | None:
 
 
 def time_text(e: Estimate) -> str:
-    """A time (an estimate in ns) for people: ``87.3 µs ±0.2``."""
+    """A time (an estimate in ns) for people: ``87.3 µs ±0.2``, ``87.30 µs`` where there is no interval."""
     scale, unit = 1.0, "ns"
     for limit, name in ((1e9, "s"), (1e6, "ms"), (1e3, "µs")):
         if abs(e.value) >= limit:
             scale, unit = limit, name
             break
-    half = half_width(e)
-    value = f"{e.value / scale:.2f} {unit}"
-    return value if half is None else f"{value} ±{half / scale:.2g}"
+    value, interval = _rounded(e, 1 / scale, 2)
+    return f"{value} {unit}{interval}"
 
 
 def number_text(e: Estimate) -> str:
-    """A count or rate for people, with its interval where there is one that matters."""
-    value = f"{e.value:.0f}" if abs(e.value) >= 1000 else f"{e.value:.3g}" if abs(e.value) >= 100 else f"{e.value:.2f}"
-    half = half_width(e)
-    if half is None or half < abs(e.value) * 1e-6 or half == 0:
-        return value
-    return f"{value} ±{half:.2g}"
+    """A count or rate for people, with its interval where there is one that matters: ``1.33 ±0.02``, ``7``."""
+    if e.value == round(e.value) and half_width(e) == 0:
+        return f"{e.value:.0f}"
+    size = abs(e.value)
+    most = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 0.1 or size == 0 else 4
+    value, interval = _rounded(e, 1.0, most)
+    return value + interval
 
 
 def percent_text(e: Estimate) -> str:
-    """A fraction for people, in percent."""
+    """A fraction for people, in percent: ``4.5 %``, ``12.1 % ±0.3``."""
+    value, interval = _rounded(e, 100.0, 1)
     half = half_width(e)
-    value = f"{100 * e.value:.1f} %"
-    return value if half is None or half < 5e-4 else f"{value} ±{100 * half:.1g}"
+    return f"{value} %" if half is None or half < 5e-4 else f"{value} %{interval}"
+
+
+def _rounded(e: Estimate, factor: float, most: int) -> tuple[str, str]:
+    """A scaled value with as many decimals as its interval makes meaningful, ``most`` at most; and the interval.
+
+    The interval is ``±h``, or ``-a +b`` if one side is over twice the other. It is rounded up, never to nothing.
+    """
+    if not math.isfinite(e.value):
+        return f"{e.value}", ""
+    if e.low is None or e.high is None:
+        return f"{e.value * factor:.{most}f}", ""
+    below, above = max(0.0, e.value - e.low) * factor, max(0.0, e.high - e.value) * factor
+    half = max(below, above)
+    if half <= abs(e.value) * factor * 1e-6:
+        return f"{e.value * factor:.{most}f}", ""
+    # One digit of the interval, two where the first is 1.
+    wanted = -math.floor(math.log10(half)) + (half < 2 * 10 ** math.floor(math.log10(half)))
+    decimals = min(most, max(0, wanted))
+    value = f"{e.value * factor:.{decimals}f}"
+    if max(below, above) > 2 * min(below, above):
+        return value, f" −{_up(below, decimals)} +{_up(above, decimals)}"
+    return value, f" ±{_up(half, decimals)}"
+
+
+def _up(x: float, decimals: int) -> str:
+    return f"{math.ceil(x * 10**decimals - 1e-9) / 10**decimals:.{decimals}f}"

@@ -259,10 +259,12 @@ class _Observer:
         order = np.array(window.order[first.completed : last.completed], dtype=np.int64)
         stamps = filled(table.rows()[order]) if len(order) else np.empty((0, table.milestones), np.int64)
         if len(order) == 0:
+            if self.spec.run.duration is not None:
+                span = (last.time - first.time) / 1e6
+                raise IosimError(f"no request completed in the window of {span:g} us", "run.duration")
             raise IosimError(
-                f"no request completed in the window; make run.duration longer than {(last.time - first.time) / 1e6:g} us"
-                if self.spec.run.duration is not None
-                else "no request completed in the window"
+                f"{self.spec.model.name}: overloaded: no request completed while {table.created} were made and "
+                f"{window.dropped} of them dropped at full queues"
             )
         if last.dropped > first.dropped:
             self.warnings.append(f"{last.dropped - first.dropped} packets dropped at full queues in the window")

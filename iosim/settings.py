@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from iosim.errors import IosimError, unknown
-from iosim.host.units import parse_count, parse_time
+from iosim.host.units import parse_cost, parse_count, parse_time
 
 MAX_REQUESTS = 100_000_000
 LARGEST_QUEUE = 32768
@@ -60,8 +60,15 @@ def _power_of_two(value: object) -> int:
     return number
 
 
+def _cost(value: object) -> str:
+    parse_cost(value)
+    return value if isinstance(value, str) else "0"
+
+
 Time = Annotated[int, _checked(parse_time)]
 """A time: text with its unit; in ps inside."""
+CostText = Annotated[str, _checked(_cost)]
+"""A time, or one that varies: ``500ns``, ``500ns±40ns`` or ``28us..32us``; checked, and kept as text."""
 Whole = Annotated[int, _checked(_whole)]
 """A whole number, plain or with a suffix (``20k``)."""
 Number = Annotated[float, _checked(parse_count)]

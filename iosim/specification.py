@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from iosim.engine.distributions import Constant, Distribution, Exponential, LogNormal, Uniform
+from iosim.engine.distributions import Constant, Distribution, Exponential, constant
 from iosim.errors import IosimError, unknown
 from iosim.host import costs, hosts
 from iosim.host.hosts import Cost, Host, Property
-from iosim.host.units import parse_rate_bits, parse_time
+from iosim.host.units import parse_cost, parse_rate_bits
 from iosim.model import Model, find
 from iosim.settings import RunSettings, Settings, WorkloadSettings, check, keys
 from iosim.workload.spec import CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, POISSON, Workload
@@ -20,9 +19,6 @@ GROUPS: Final = ("workload", "host", "device", "run")
 DEFAULT_SIZE: Final = {"rr": 1, "tx": 64, "rx": 64}
 CONSTANT_COSTS: Final = "constant"
 MIN_WARMUP, MAX_WARMUP, WARMUP_PART = 10, 1000, 20
-
-_SPREAD = re.compile(r"(.+?)\s*(?:±|\+-)\s*(.+)")
-_RANGE = re.compile(r"(.+?)\s*\.\.\s*(.+)")
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,8 @@ class Specification:
             interval = 1e12 / self.workload.rate
             own["interarrival"] = Exponential(interval) if self.workload.arrivals == POISSON else Constant(interval)
         if self.model.costs is not None:
-            own.update(self.model.costs(self.device))
+            of_model = self.model.costs(self.device)
+            own.update({name: constant(cost) if self.constant else cost for name, cost in of_model.items()})
         host = {cost.name: cost.distribution for cost in self.host.costs}
         return [host.get(name) or own.get(name) or Constant(0.0) for name in costs.NAMES]
 
@@ -228,23 +225,3 @@ def _property(name: str, value: Any, key: str) -> int | float | bool:
     if kind == "rate":
         return parse_rate_bits(value, key)
     return hosts.parse_property(name, value, key)
-
-
-def parse_cost(value: object, key: str) -> Distribution:
-    """Return a cost given as a setting: ``500ns``, ``500ns±40ns`` (mean and spread) or ``28us..32us`` (uniform)."""
-    if isinstance(value, str):
-        spread = _SPREAD.fullmatch(value.strip())
-        if spread:
-            mean, width = (parse_time(part, key) for part in spread.groups())
-            if mean == 0 and width > 0:
-                raise IosimError("a cost of mean 0 has no spread", key)
-            return LogNormal(float(mean), float(width)) if width else Constant(float(mean))
-        limits = _RANGE.fullmatch(value.strip())
-        if limits:
-            low, high = (parse_time(part, key) for part in limits.groups())
-            if low > high:
-                raise IosimError(f"'{value}' runs backwards", key)
-            return Uniform(float(low), float(high)) if low < high else Constant(float(low))
-    return Constant(float(parse_time(value, key)))
-
-

@@ -191,7 +191,7 @@ def tap_send(q: QemuVirtioNet) -> Generator[Effect, None, None]:
     m = q.room.machine
     net = q.room.network
     packets = 0
-    more = True
+    more = net.polled
     while more:
         row = tap_read(net)
         mark_seen(q, row)

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Final
 
+from iosim.engine.distributions import Constant, Distribution, LogNormal, Uniform
 from iosim.errors import IosimError, nearest
 
 TIME_PS: Final[dict[str, int]] = {
@@ -29,6 +30,8 @@ LONGEST_PS: Final = 10**17
 """The longest time that may be given, a bit more than a day: sums of some ninety of them still fit 64 bits."""
 
 _QUANTITY = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf))\s*(.*?)\s*$", re.IGNORECASE)
+_SPREAD = re.compile(r"(.+?)\s*(?:±|\+-)\s*(.+)")
+_RANGE = re.compile(r"(.+?)\s*\.\.\s*(.+)")
 
 
 def _quantity(text: str, units: dict[str, int], what: str, example: str, where: str | None) -> tuple[float, str]:
@@ -64,6 +67,36 @@ def parse_time(value: object, where: str | None = None) -> int:
     if ps > LONGEST_PS:
         raise IosimError(f"{value!r} is too long; the longest time is {LONGEST_PS // 10**12} s", where)
     return round(ps)
+
+
+def parse_cost(value: object, where: str | None = None) -> Distribution:
+    """Return a cost as a setting gives it, in ps: a constant, a mean and its spread, or two limits (uniform).
+
+    Raises:
+        IosimError: As for `parse_time`; or a spread about 0, or limits that run backwards.
+
+    Example:
+        >>> parse_cost("500ns")
+        Constant(value=500000.0)
+        >>> parse_cost("500ns±40ns")
+        LogNormal(mean=500000.0, spread=40000.0)
+        >>> parse_cost("28us..32us")
+        Uniform(low=28000000.0, high=32000000.0)
+    """
+    if isinstance(value, str):
+        spread = _SPREAD.fullmatch(value.strip())
+        if spread:
+            mean, width = (parse_time(part, where) for part in spread.groups())
+            if mean == 0 and width > 0:
+                raise IosimError("a cost of mean 0 has no spread", where)
+            return LogNormal(float(mean), float(width)) if width else Constant(float(mean))
+        limits = _RANGE.fullmatch(value.strip())
+        if limits:
+            low, high = (parse_time(part, where) for part in limits.groups())
+            if low > high:
+                raise IosimError(f"'{value}' runs backwards", where)
+            return Uniform(float(low), float(high)) if low < high else Constant(float(low))
+    return Constant(float(parse_time(value, where)))
 
 
 def parse_rate_bits(value: object, where: str | None = None) -> float:

@@ -1,0 +1,136 @@
+"""At depth 1 with constant costs, a path's latency is the sum of its steps, written down by hand here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import iosim
+from iosim.host.hosts import Host, load
+
+HOST = load("composite")
+FRAME = 60
+WIRE = 84
+
+
+def ps(host: Host, steps: str) -> int:
+    """The sum of the means of named costs; ``3*name`` counts one three times. In ps, each rounded as it is drawn."""
+    total = 0
+    for step in steps.split():
+        times, _, name = step.rpartition("*")
+        total += int(times or 1) * round(host.cost(name).distribution.mean)
+    return total
+
+
+def per_byte(host: Host, name: str, size: int) -> int:
+    return size * round(host.cost(name).per_byte * 1024) >> 10
+
+
+COLD = per_byte(HOST, "copy_cold", FRAME)
+HOT = per_byte(HOST, "copy_hot", FRAME)
+HOT_1 = per_byte(HOST, "copy_hot", 1)
+ON_WIRE = WIRE * round(800 * 1024) >> 10  # 10 Gbit/s: 800 ps a byte
+PROPAGATION = 1_000_000
+
+TO_TAP = ps(HOST, "client_send nic_rx_delay host_irq host_receive bridge tap_queue") + ON_WIRE + PROPAGATION
+FROM_TAP = ps(HOST, "tap_write bridge nic_tx client_receive") + ON_WIRE + PROPAGATION
+# In each of these clean_tx re-arms the transmit interrupt, and napi_complete the receive interrupt.
+VIRTIO_RECEIVE = ps(
+    HOST,
+    "vm_entry irq_entry driver_irq softirq_entry rearm_window driver_receive guest_stack_rx rearm_window "
+    "guest_wakeup sys_recvmsg",
+) + HOT_1
+VIRTIO_SEND = ps(HOST, "sys_sendmsg guest_stack_tx rearm_window driver_xmit vm_exit kvm_ioeventfd") + HOT_1
+ACCESS = "vm_exit kvm_mmio_decode kvm_run_return qemu_dispatch"
+BACK = "kvm_run_enter vm_entry"
+WRITE = f"{ACCESS} qemu_e1000_register {BACK}"
+READ = f"{ACCESS} qemu_e1000_register mmio_read_result {BACK}"
+
+
+def latency(model: str, **settings: object) -> int:
+    result = iosim.simulate(model, requests=50, settings={"host.constant": True, **settings})
+    values = [int(value) for value in np.unique(result.latency_ps)]
+    # virtio_net refills its receive queue when more than 32 of its descriptors are free: every 33rd packet pays for
+    # 33 buffers, in the same NAPI poll and before the application runs.
+    if model != "e1000":
+        assert len(values) == 2, values
+        assert values[1] - values[0] == 33 * ps(HOST, "driver_refill")
+        assert (result.latency_ps == values[1]).sum() == pytest.approx(50 / 33, abs=1)
+    else:
+        assert len(values) == 1, values
+    return values[0]
+
+
+def test_vhost_net() -> None:
+    receive = ps(HOST, "vhost_worker_wakeup vhost_packet vhost_signal irq_injection") + COLD
+    # Empty again: vhost re-arms and looks once more before it sends its batch.
+    send = ps(HOST, "vhost_worker_wakeup vhost_packet rearm_window") + COLD
+    assert latency("vhost-net") == TO_TAP + receive + VIRTIO_RECEIVE + VIRTIO_SEND + send + FROM_TAP
+
+
+def test_virtio_net() -> None:
+    receive = ps(
+        HOST, "thread_wakeup sys_ppoll sys_read qemu_net_queue qemu_virtio_packet sys_ioctl irq_injection"
+    ) + COLD + HOT
+    send = ps(
+        HOST,
+        "thread_wakeup sys_ppoll sys_read sys_ppoll qemu_bh qemu_virtio_packet qemu_net_queue sys_write",
+    ) + COLD
+    assert latency("virtio-net") == TO_TAP + receive + VIRTIO_RECEIVE + VIRTIO_SEND + send + FROM_TAP
+
+
+def e1000_receive(interrupt: str) -> int:
+    device = ps(HOST, "thread_wakeup sys_ppoll sys_read qemu_net_queue qemu_e1000_packet") + COLD + HOT
+    line = ps(HOST, "sys_ioctl irq_injection")
+    # Reading ICR lowers the line, which is an ioctl again; IMC and STATUS; the EOI of a level-triggered line exits.
+    handler = ps(HOST, f"irq_entry driver_irq {READ} {WRITE} {READ} vm_exit kvm_eoi vm_entry")
+    napi = ps(HOST, f"softirq_entry {interrupt} driver_receive guest_stack_rx driver_refill")
+    rdt = ps(HOST, "vm_exit kvm_mmio_decode kvm_coalesced_mmio vm_entry")
+    # QEMU carries the coalesced RDT out with the write to IMS.
+    unmask = ps(HOST, f"qemu_e1000_register {WRITE} {READ} guest_wakeup sys_recvmsg") + HOT_1
+    return device + line + ps(HOST, "vm_entry") + handler + line + napi + rdt + unmask
+
+
+def e1000_send() -> int:
+    return ps(
+        HOST,
+        f"sys_sendmsg guest_stack_tx driver_xmit {ACCESS} qemu_e1000_register qemu_e1000_packet qemu_net_queue sys_write",
+    ) + HOT_1 + COLD + HOT
+
+
+def test_e1000_without_mitigation() -> None:
+    # The reply's completion had an interrupt of its own, so NAPI finds nothing to clean in the next one.
+    assert latency("e1000", **{"device.mitigation": False}) == TO_TAP + e1000_receive("") + e1000_send() + FROM_TAP
+
+
+def test_e1000_outside_the_mitigation_window() -> None:
+    # The first edge after a pause arms the timer: QEMU's main loop raises the line itself, so no wake-up is paid.
+    settings = {"workload.peer_delay": "1ms", "host.halt_poll_ns": "10ms"}
+    assert latency("e1000", **settings) == TO_TAP + e1000_receive("") + e1000_send() + FROM_TAP
+
+
+def test_e1000_under_mitigation_waits_for_the_timer() -> None:
+    """Between two round trips lies exactly the window of 500 x 256 ns, counted from one edge to the next arming."""
+    result = iosim.simulate("e1000", requests=50, settings={"host.constant": True})
+    period = np.unique(np.diff(result.stamps[:, -1]))
+    # From the timer's expiry: ppoll returns (the wake-up is the timer's), the line is raised and the timer set anew.
+    expected = 500 * 256_000 + ps(HOST, "thread_wakeup sys_ppoll")
+    assert list(period) == [expected]
+
+
+def test_sleeping_vcpu_pays_its_wake_up() -> None:
+    """Without halt polling the interrupt finds a vCPU asleep: exactly the wake-up more than with it."""
+    asleep = latency("vhost-net", **{"host.halt_poll_ns": "0ns"})
+    assert asleep - latency("vhost-net") == ps(HOST, "vcpu_wakeup")
+
+
+@pytest.mark.parametrize("model", ["virtio-net", "vhost-net", "e1000"])
+def test_larger_packets_cost_their_copies_and_their_time_on_the_wire(model: str) -> None:
+    """100 to 1000 bytes: per byte twice the wire, the application's two copies, and the back end's."""
+    settings = {"device.mitigation": False} if model == "e1000" else {}
+    small = latency(model, **{"workload.size": 100, **settings})
+    large = latency(model, **{"workload.size": 1000, **settings})
+    copies = {"vhost-net": (2, 2), "virtio-net": (2, 3), "e1000": (2, 4)}[model]
+    cold, hot = HOST.cost("copy_cold").per_byte, HOST.cost("copy_hot").per_byte
+    expected = 900 * (2 * 800 + copies[0] * cold + copies[1] * hot)
+    assert large - small == pytest.approx(expected, abs=20)
