@@ -161,7 +161,7 @@ def sweep(models: tuple[str, ...], vary: tuple[str, ...], **options: Any) -> Non
     if options["as_json"]:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
-        from iosim.show import sweep_table
+        from iosim.listing import sweep_table
 
         _print(sweep_table(found))
     _wrote([Path(out), figure], options["as_json"])
@@ -194,7 +194,7 @@ def models() -> None:
 def hosts(host: str | None, as_json: bool) -> None:
     """The hosts there are; with a name, each of its numbers with its source."""
     from iosim.host import hosts as room
-    from iosim.show import host_dict, host_table
+    from iosim.listing import host_dict, host_table
 
     if host is None:
         for name in room.names():
@@ -220,7 +220,7 @@ def workloads() -> None:
 @click.argument("model", default="virtio-net")
 def settings(model: str) -> None:
     """Every setting a model knows, with what it means."""
-    from iosim.show import settings_table
+    from iosim.listing import settings_table
 
     _print(settings_table(registry.find(model)))
 

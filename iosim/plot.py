@@ -130,7 +130,9 @@ def plot_comparison(comparison: Comparison) -> Figure:
     height = 0.7 + bars + 0.6 + (bars + 0.95 if again else 0) + table + 0.15 + 0.17 * len(foot) + 0.1
     with _page(WIDTH, height) as page:
         page.text(0.2, 0.3, _title(results[0]), size=13, weight="bold")
-        page.text(LABELS, 0.62, "from left to right: a request's life, mean of each stage", size=9, colour=DIM)
+        page.text(
+            LABELS, 0.62, "from left to right: a request's life, mean of each stage", size=9, colour=DIM
+        )
         page.text(LABELS + BARS + 0.45, 0.62, "throughput", size=9, colour=DIM)
         axes = page.axes(LABELS, 0.7, BARS, bars)
         _names(axes, labels)
@@ -139,7 +141,9 @@ def plot_comparison(comparison: Comparison) -> Figure:
         _throughput_bars(rates, comparison)
         top = 0.7 + bars + 0.6
         if again:
-            page.text(LABELS, top + 0.27, "the same stages, each path's mean latency as 100 %", size=9, colour=DIM)
+            page.text(
+                LABELS, top + 0.27, "the same stages, each path's mean latency as 100 %", size=9, colour=DIM
+            )
             shares = page.axes(LABELS, top + 0.35, BARS, bars)
             _names(shares, labels)
             for i, (row, e) in enumerate(zip(stages, means, strict=True)):
@@ -174,7 +178,7 @@ def _latency_bars(
     axes.set_xlim(0, right)
     for i, (row, e) in enumerate(zip(stages, means, strict=True)):
         _stack(axes, i, row, scale, scale, unit, "stage")
-        _interval(axes, e, i, scale)
+        _interval(axes, e, i + 0.44, scale)  # below the bar, where it hides no label
         _beside(axes, ends[i], i, notes[i])
     axes.set_xlabel(f"mean latency ({unit})", fontsize=9)
 
@@ -199,7 +203,9 @@ def _throughput_bars(axes: Axes, comparison: Comparison) -> None:
     axes.set_ylim(len(rates) - 0.5, -0.5)
     _frame(axes)
     axes.xaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}".replace(",", "\u2009") if x >= 10 else f"{x:g}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda x, _: f"{x:,.0f}".replace(",", "\u2009") if x >= 10 else f"{x:g}")
+    )
     axes.set_xlabel("throughput (requests/s)", fontsize=9)
 
 
@@ -275,7 +281,9 @@ def plot_run(result: Result) -> Figure:
             edge = Rectangle((start, i + 1.64), length, 0.72, fill=False, edgecolor="#444444", linewidth=0.4)
             axes.add_patch(edge)
             text = f"{_short(length)} {unit}" if length else "–"
-            axes.text(start + length, i + 2, "  " + text, fontsize=8, va="center", color=TEXT if length else DIM)
+            axes.text(
+                start + length, i + 2, "  " + text, fontsize=8, va="center", color=TEXT if length else DIM
+            )
             label = axes.text(0, i + 2, s.name + "  ", fontsize=8, va="center", ha="right", parse_math=False)
             label.set_color(TEXT if length else DIM)
             if start > 0:
@@ -287,12 +295,14 @@ def plot_run(result: Result) -> Figure:
         axes.set_xlim(0, max(ends) * width / (width - room))
         axes.set_ylim(rows - 0.4, -0.5)
         _stack(axes, 0.4, stages, scale, scale, unit, "stage", path=0, height=1.2)
-        _interval(axes, mean, 0.4, scale)
+        _interval(axes, mean, 1.15, scale)
         _beside(axes, ends[0], 0.4, [(note, 9.0, "bold", TEXT)])
         axes.set_yticks([])
         _frame(axes)
         axes.set_xlabel(f"time since the request began, mean ({unit})", fontsize=9)
-        _distribution(page.axes(left + width + gap, 0.85, WIDTH - left - width - gap - 0.2, bars), result, scale, unit)
+        _distribution(
+            page.axes(left + width + gap, 0.85, WIDTH - left - width - gap - 0.2, bars), result, scale, unit
+        )
         for i, (line, colour) in enumerate(foot):
             page.text(0.2, 0.85 + bars + 0.8 + 0.17 * i, line, size=8, colour=colour)
     return page.figure
@@ -322,14 +332,28 @@ def _distribution(axes: Axes, result: Result, scale: float, unit: str) -> None:
     mean = result.latency["mean"].value * scale
     axes.axvline(mean, color=DIM, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.annotate(
-        "mean", (mean, floor), (3, 4), textcoords="offset points", fontsize=8, color=DIM, rotation=90, va="bottom"
+        "mean",
+        (mean, floor),
+        (3, 4),
+        textcoords="offset points",
+        fontsize=8,
+        color=DIM,
+        rotation=90,
+        va="bottom",
     )
     for name, q in PERCENTILES.items():
         if n * (1 - q) < 1:
             continue
         e = result.latency[name]
         axes.errorbar(
-            e.value * scale, 1 - q, xerr=_arms(e, scale), fmt="o", color="#a4263c", markersize=4.5, capsize=3, zorder=5
+            e.value * scale,
+            1 - q,
+            xerr=_arms(e, scale),
+            fmt="o",
+            color="#a4263c",
+            markersize=4.5,
+            capsize=3,
+            zorder=5,
         )
         text = f"{name.replace('_', '.')}  {time_text(e)}"
         reach = (e.high if e.high is not None else e.value) * scale
@@ -372,7 +396,13 @@ def _stack(
         bar.set_gid(f"{group}/{int(y) if path is None else path}/{s.name}")
         wide = length * inches_x
         if min(wide, previous) > 2.5 * POINT:
-            axes.plot([left, left], [y - height / 2, y + height / 2], color="white", linewidth=0.9, solid_capstyle="butt")
+            axes.plot(
+                [left, left],
+                [y - height / 2, y + height / 2],
+                color="white",
+                linewidth=0.9,
+                solid_capstyle="butt",
+            )
         label = _fit(s.name, f"{_short(s.mean.value * scale)} {unit}", wide - 5 * POINT, tall - 4 * POINT)
         if label is not None:
             colour = _colour(s.layer)
@@ -502,7 +532,9 @@ def _by_layer(stages: Sequence[Sequence[StageTime]]) -> dict[str, list[float]]:
     """Each layer's total in ns, by path, in the order of `COLOURS`; only layers that take time somewhere."""
     found = {s.layer for row in stages for s in row}
     order = [layer for layer in COLOURS if layer in found] + sorted(found - set(COLOURS))
-    totals = {layer: [math.fsum(s.mean.value for s in row if s.layer == layer) for row in stages] for layer in order}
+    totals = {
+        layer: [math.fsum(s.mean.value for s in row if s.layer == layer) for row in stages] for layer in order
+    }
     return {layer: values for layer, values in totals.items() if any(values)}
 
 
@@ -519,7 +551,9 @@ def _arms(e: Estimate, scale: float) -> list[list[float]] | None:
 def _interval(axes: Axes, e: Estimate, y: float, scale: float) -> None:
     arms = _arms(e, scale)
     if arms is not None:
-        axes.errorbar(e.value * scale, y, xerr=arms, fmt="none", ecolor="black", elinewidth=1.1, capsize=4, zorder=6)
+        axes.errorbar(
+            e.value * scale, y, xerr=arms, fmt="none", ecolor="black", elinewidth=1.1, capsize=4, zorder=6
+        )
 
 
 def _beside(axes: Axes, x: float, y: float, lines: Sequence[tuple[str, float, str, str]]) -> None:
@@ -579,7 +613,9 @@ def _wrapped(text: str, width: int, lines: int) -> str:
 
 def _title(result: Result) -> str:
     w = result.specification.workload
-    what = {"rr": "one round trip", "tx": "one packet sent", "rx": "one packet received"}.get(w.name, "one request")
+    what = {"rr": "one round trip", "tx": "one packet sent", "rx": "one packet received"}.get(
+        w.name, "one request"
+    )
     load = f"{w.arrivals}, {w.rate:g}/s" if w.open_loop else f"depth {w.depth}"
     return f"Where the time of {what} goes ({w.name}, {w.size} B, {load})"
 
@@ -588,7 +624,11 @@ def _footer(results: Sequence[Result], warnings: Sequence[str]) -> list[tuple[st
     counts = sorted({len(r.rows) for r in results})
     requests = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     run = results[0].specification.run
-    interval = f"error bars: {100 * results[0].confidence:g} % intervals" if _has_interval(results) else "no intervals"
+    interval = (
+        f"error bars: {100 * results[0].confidence:g} % intervals"
+        if _has_interval(results)
+        else "no intervals"
+    )
     each = " in each path" if len(results) > 1 else ""
     lines = [(f"{requests} requests measured{each}, seed {run.seed}; {interval}", DIM)]
     hosts = list(dict.fromkeys(r.specification.host.describe() for r in results))

@@ -1,4 +1,4 @@
-"""The figure of a sweep: latency and throughput over a varied key, one line for each of the other keys' values."""
+"""The figure of a sweep: latency and throughput over a varied key, a line for each value of the others."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ DASHES: Final = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 HATCHES: Final = ("", "//", "..", "xx", "\\\\", "++", "oo")
 MOST_LINES: Final = len(MARKERS) * len(DASHES)
 DECADES: Final = 2
+WIDE_LATENCY, WIDE_RATE = 15.0, 100.0
+"""Largest over smallest value from which on an axis is logarithmic: below, the eye compares lengths."""
 MOST_TICKS: Final = 12
 
 
@@ -72,8 +74,8 @@ class _Across:
 def plot_sweep(sweep: Sweep | pa.Table, x: str | None = None, y: str = MEAN) -> Figure:
     """Draw a sweep: ``y`` over a varied key on the left, the throughput on the right.
 
-    There is a line for each combination of the other keys that vary (a model, a second setting); replications
-    are averaged. Bars are 95 % confidence intervals: each point's own, or between replications where there are
+    There is a line for each combination of the other keys that vary (a model, a second setting);
+    replications are averaged. Bars are 95 % confidence intervals: each point's own, or between replications where there are
     three or more. With the mean latency the 99th percentile is drawn too, thin and hollow. An axis is
     logarithmic where its values are spread by factors. Names on the x axis make grouped bars.
 
@@ -100,18 +102,23 @@ def plot_sweep(sweep: Sweep | pa.Table, x: str | None = None, y: str = MEAN) -> 
     left, right = figure.subplots(1, 2)
     draw = _draw_bars if across.numbers is None else _draw_lines
     text, scale = _y_label(y, lines)
-    draw(left, across, [(line.label, line.y, line.low, line.high, line.tail) for line in lines], scale)
+    latencies = [(line.label, line.y, line.low, line.high, line.tail) for line in lines]
+    draw(left, across, latencies, scale)
     none = np.full(len(across.names), np.nan)
-    draw(right, across, [(line.label, line.rate, line.rate_low, line.rate_high, none) for line in lines], 1.0)
+    rates = [(line.label, line.rate, line.rate_low, line.rate_high, none) for line in lines]
+    draw(right, across, rates, 1.0)
+    if across.numbers is not None:
+        _scale_y(left, latencies, WIDE_LATENCY)
+        _scale_y(right, rates, WIDE_RATE)
     for axes, label in ((left, text), (right, "throughput (1/s)")):
         axes.set_ylabel(label)
         _finish(axes, across)
-    _plain_thousands(right)
+        _plain_thousands(axes)
     if y == MEAN:
-        left.set_title("mean (filled) and p99 (hollow)" if across.numbers is not None else "mean (bar), p99 (line)")
-        left.title.set_fontsize(10)
+        drawn = "mean (filled) and p99 (hollow)" if across.numbers is not None else "mean (bar), p99 (line)"
+        left.set_title(drawn, fontsize=10)
     _legend(figure, left, lines, hidden)
-    figure.suptitle(_title(given, across), fontsize=11)
+    figure.suptitle(_title(given, across), fontsize=10)
     return figure
 
 
@@ -156,7 +163,7 @@ def _as_numbers(sweep: Sweep, key: str) -> tuple[Floats | None, str]:
     column = number_column(key, values)
     if column is None:
         return None, ""
-    numbers = np.array(axis_numbers(key, values))
+    numbers = np.array(axis_numbers(key, values, values))
     if column.endswith("_ns") and column != key:
         scale, unit = _time_unit(numbers)
         return numbers / scale, unit
@@ -261,17 +268,16 @@ def _draw_lines(axes: Axes, across: _Across, series: _Series, scale: float) -> N
         y, low, high, tail = (v[order] / scale for v in values)
         colour, marker, dash = _style(i)
         errors = _errors(y, low, high)
+        # Finer from line to line: of lines on top of each other all are seen.
+        fine = i / max(1, len(series) - 1)
         axes.errorbar(
-            x[order], y, errors, color=colour, marker=marker, ls=dash, ms=6, lw=1.6, capsize=3, label=label
-        )
+            x[order], y, errors, color=colour, marker=marker, ls=dash, ms=8 - 3 * fine, lw=2.4 - 1.2 * fine,
+            capsize=3, label=label,
+        )  # fmt: skip
         if np.isfinite(tail).any():
             axes.plot(x[order], tail, color=colour, marker=marker, ls=dash, ms=4.5, lw=0.7, mfc="white")
     if across.log:
         axes.set_xscale("log")
-    if _wide([v for _, y, _, _, tail in series for v in (y, tail)]):
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(bottom=0)
 
 
 def _draw_bars(axes: Axes, across: _Across, series: _Series, scale: float) -> None:
@@ -302,14 +308,21 @@ def _style(i: int) -> tuple[str, str, Any]:
 
 def _errors(y: Floats, low: Floats, high: Floats) -> Floats:
     """Lengths of the bars below and above; none where an interval has no such end."""
-    return np.clip(np.nan_to_num(np.array([y - low, high - y])), 0, None)
+    lengths: Floats = np.clip(np.nan_to_num(np.array([y - low, high - y])), 0, None)
+    return lengths
 
 
-def _wide(values: Sequence[Floats]) -> bool:
-    """Whether values differ so much that the small ones would lie on the axis."""
-    all_of = np.concatenate(values)
-    positive = all_of[np.isfinite(all_of)]
-    return len(positive) > 0 and bool(positive.min() > 0 and positive.max() / positive.min() > 30)
+def _scale_y(axes: Axes, series: _Series, limit: float) -> None:
+    """A logarithmic axis where values differ so much that the small ones would lie on it; else one from 0."""
+    from matplotlib.ticker import LogLocator
+
+    values = np.concatenate([v for _, y, _, _, tail in series for v in (y, tail)])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() / values.min() > limit:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def _finish(axes: Axes, across: _Across) -> None:
@@ -318,9 +331,10 @@ def _finish(axes: Axes, across: _Across) -> None:
     axes.set_xlabel(f"{across.key} ({across.unit})" if across.unit else across.key)
     if across.numbers is None:
         rotate = max(map(len, across.names)) * len(across.names) > 60
-        axes.set_xticks(
-            range(len(across.names)), across.names, rotation=30 if rotate else 0, ha="right" if rotate else "center"
-        )
+        turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if rotate else {}
+        axes.set_xticks(range(len(across.names)), across.names, **turned)
+        if len(across.names) < 3:
+            axes.set_xlim(-1, len(across.names))
     elif len(across.numbers) <= MOST_TICKS and (across.log or len(across.numbers) <= 6):
         from matplotlib.ticker import NullLocator
 
@@ -339,12 +353,12 @@ def _short(value: float) -> str:
 def _plain_thousands(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter
 
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", " ")))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}".replace(",", " ")))
 
 
 def _y_label(y: str, lines: Sequence[_Line]) -> tuple[str, float]:
     if y.endswith("_ns"):
-        scale, unit = _time_unit(np.concatenate([line.y for line in lines]))
+        scale, unit = _time_unit(np.concatenate([line.y for line in lines]) / 10)
         name = "latency" if y == MEAN else y.removesuffix("_ns").replace("p99_9", "p99.9").replace("_", " ")
         return f"{name} ({unit})", scale
     if y.endswith("_per_s"):
@@ -367,17 +381,17 @@ def _legend(figure: Figure, axes: Axes, lines: Sequence[_Line], hidden: int) -> 
 
 
 def _title(sweep: Sweep, across: _Across) -> str:
-    """What all points have in common."""
+    """What all points have in common; of a host, how well founded its costs are, as every output says."""
     table, varying = sweep.table, _varying(sweep)
     parts = []
     for key, column in (("model", "model"), ("workload.name", "workload")):
         if key not in varying and across.key != key:
             parts.append(str(table[column][0].as_py()))
     if "host" not in varying:
-        parts.append(f"host {table['host'][0].as_py()}")
+        parts += [f"host {host['sources']}" for host in sweep.specification["hosts"].values()]
     replications = len(sweep.grid.axes.get("run.replication", ()))
     if replications > 1:
         parts.append(f"{replications} replications")
     if not sweep.complete:
         parts.append(f"{len(sweep.table)} of {len(sweep.grid)} points")
-    return ", ".join(parts)
+    return "; ".join(parts)

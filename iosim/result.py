@@ -304,7 +304,7 @@ def time_text(e: Estimate) -> str:
 
 def number_text(e: Estimate) -> str:
     """A count or rate for people, with its interval where there is one that matters: ``1.33 ±0.02``, ``7``."""
-    if e.value == round(e.value) and half_width(e) == 0:
+    if half_width(e) == 0 and e.value == math.floor(e.value):
         return f"{e.value:.0f}"
     size = abs(e.value)
     most = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 0.1 or size == 0 else 4

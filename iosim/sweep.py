@@ -315,7 +315,8 @@ def _grid(
         raise IosimError("is varied, and given besides; leave one of them out", "host")
     whole = isinstance(replications, int) and not isinstance(replications, bool)
     if not whole or not 1 <= replications <= MAX_VALUES:
-        raise IosimError(f"must be a whole number from 1 to {MAX_VALUES}, not {replications!r}", "replications")
+        message = f"must be a whole number from 1 to {MAX_VALUES}, not {replications!r}"
+        raise IosimError(message, "replications")
     if replications > 1:
         if "run.replication" in (*axes, *fixed):
             raise IosimError("is given, and replications besides; leave one of them out", "run.replication")
@@ -483,12 +484,11 @@ def number_column(key: str, values: Iterable[Value]) -> str | None:
     return None
 
 
-def axis_numbers(key: str, values: Iterable[Value]) -> list[float]:
-    """Return a key's values as the numbers in its `number_column`."""
-    items = list(values)
-    numbers = number_column(key, items)
+def axis_numbers(key: str, axis: Values, values: Sequence[Value]) -> list[float]:
+    """Return some of a key's values as the numbers in its `number_column`, which all its values decide."""
+    numbers = number_column(key, axis)
     parse = float if numbers == column(key) else _PARSERS[str(numbers).removeprefix(key)]
-    return [float(parse(value)) for value in items]
+    return [float(parse(value)) for value in values]
 
 
 _PARSERS: Final[Mapping[str, Callable[[Any], float]]] = {
@@ -498,7 +498,7 @@ _PARSERS: Final[Mapping[str, Callable[[Any], float]]] = {
 
 
 def _axis(key: str, axis: Values, values: Sequence[Value]) -> dict[str, Any]:
-    """The columns of a varied key: typed by the whole axis, so that they are the same for a part of the points."""
+    """The columns of a varied key: typed by the whole axis, so that a part of the points has the same."""
     import pyarrow as pa
 
     kinds = {type(value) for value in axis}
@@ -511,7 +511,7 @@ def _axis(key: str, axis: Values, values: Sequence[Value]) -> dict[str, Any]:
     columns = {key: pa.array([shown(value) for value in values], pa.string())}
     numbers = number_column(key, axis)
     if numbers is not None:
-        columns[numbers] = pa.array(axis_numbers(key, values), pa.float64())
+        columns[numbers] = pa.array(axis_numbers(key, axis, values), pa.float64())
     return columns
 
 

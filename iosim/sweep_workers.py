@@ -1,8 +1,8 @@
 """The points of a sweep, run one after another here or many at once in worker processes.
 
 Workers come from a fork server. Forking the caller itself would copy the locks of its threads (a notebook's
-kernel, a progress display, Arrow) in whatever state they are; starting each worker afresh costs half a second of
-imports. The server is a new process without threads that imports iosim once and is forked from then on.
+kernel, a progress display, Arrow) in whatever state they are; starting each worker afresh costs half a second
+of imports. The server is a new process without threads that imports iosim once and is forked from then on.
 
 Python would have every worker import the caller's main module, and so run a script that has no
 ``if __name__ == "__main__"`` once more. Workers need nothing of it, so it is hidden while they start.

@@ -1,13 +1,14 @@
-"""prodcons: a saturated producer and consumer over one virtqueue, to see what notifications cost and when they stop.
+"""prodcons: a saturated producer and consumer over one virtqueue, to see what notifications cost.
 
-The producer is a guest's driver, the consumer a vhost worker; both work flat out and share nothing but a split ring.
-Whoever is faster catches up with the other and has to sleep: the consumer on an empty ring, the producer on a full
-one. Each sleep costs the *other* side a notification, and the time the sleeper takes to start lets work pile up, so
-that the next sleep is later. From this alone follow five regimes with closed forms (docs/background/notification.md).
+The producer is a guest's driver, the consumer a vhost worker; both work flat out and share nothing but a
+split ring. Whoever is faster catches up with the other and has to sleep: the consumer on an empty ring, the
+producer on a full one. Each sleep costs the *other* side a notification, and while the sleeper takes its time
+to start, work piles up and puts off the next sleep. From this alone follow five regimes with closed forms
+(docs/background/notification.md).
 
-The ring's own steps take no time here; all time is in the seven costs that the settings give: W, the work per item,
-N, what a notification costs the side that sends it, S, from the notification to the first step of the side that
-slept, and the window between arming the event index and the second look.
+The ring's own steps take no time here. All time is in the costs that the settings give: W, the work per item;
+N, what a notification costs the side that sends it; S, from the end of the notification to the first step of
+the side that slept; and the window between arming the event index and the second look.
 """
 
 from __future__ import annotations
@@ -83,26 +84,28 @@ STAGES: Final = (
 class ProdconsSettings(Settings):
     """``device.*`` of prodcons.
 
-    The defaults are a pair that was measured: guest driver and vhost worker, sections ``notification_regimes`` and
-    ``notification_costs_vhost`` of models/anchors/published.toml (Rizzo et al., ANCS 2016, and their raw data).
+    The defaults are a pair that was measured, guest driver and vhost worker: ``notification_regimes`` and
+    ``notification_costs_vhost`` in models/anchors/published.toml (Rizzo et al., ANCS 2016, and raw data).
     """
 
-    queue_size: QueueSize = Field(512, ge=1, le=1024, description="L: descriptors, one an item; measured: 512")
+    queue_size: QueueSize = Field(
+        512, ge=1, le=1024, description="L: descriptors, one an item; measured example"
+    )
     wp: CostText = Field("2068ns", description="Wp: the producer's work per item; measured example")
     wc: CostText = Field("2000ns", description="Wc: the consumer's work per item; measured example")
     np: CostText = Field("1098ns±41ns", description="Np: the producer's cost of a kick; guest_kick")
     nc: CostText = Field("562ns±5ns", description="Nc: the consumer's cost of an interrupt; irq_injection")
     sp: CostText = Field(
-        "28us..32us", description="Sp: from the interrupt to the producer's start; guest_wakeup_after_irq (fitted)"
+        "28us..32us", description="Sp: from interrupt to producer's start; guest_wakeup_after_irq (fitted)"
     )
     sc: CostText = Field(
-        "407ns±5ns", description="Sc: from the kick to the consumer's start; worker_start_after_kick (CPU idle=poll)"
+        "407ns±5ns", description="Sc: from kick to consumer's start; worker_start_after_kick (idle=poll)"
     )
     kp: Whole = Field(
         1, ge=1, le=1024, description="Kp: items that wake the consumer; 1 is what QEMU and vhost arm"
     )
     kc: Whole = Field(
-        1, ge=1, le=1024, description="Kc: items consumed that wake the producer; 1: the next (Linux arms 3/4 of L)"
+        1, ge=1, le=1024, description="Kc: items consumed that wake the producer (Linux: up to 3/4 of L)"
     )
     rearm: CostText = Field(
         "20ns..40ns", description="on both sides, from arming the event index to the second look; assumed"
@@ -135,13 +138,13 @@ class Pair:
         kick, interrupt: The channels on which consumer and producer are notified.
         kp, kc: How many items have to be there, and how many consumed, to wake the other side.
         polling: Nobody notifies; both sides poll.
-        consumer_polls, producer_polls: One of them is at it just now, and sees what the other side does to the ring.
+        consumer_polls, producer_polls: It looks at the ring just now and sees whatever is done to it.
         awake: When the consumer last woke (ps).
     """
 
     __slots__ = (
-        "awake", "consumer_polls", "device", "driver", "free", "interrupt", "kc", "kick", "kp", "machine", "polling",
-        "producer_polls",
+        "awake", "consumer_polls", "device", "driver", "free", "interrupt", "kc", "kick", "kp", "machine",
+        "polling", "producer_polls",
     )  # fmt: skip
 
     def __init__(self, machine: Machine, settings: ProdconsSettings) -> None:
@@ -161,7 +164,7 @@ class Pair:
         disable_cb(self.driver)
 
 
-# -- the producer -----------------------------------------------------------------------------------------------
+# -- the producer ------------------------------------------------------------------------------------------
 
 
 def producer(p: Pair) -> Generator[Effect, None, None]:
@@ -218,7 +221,7 @@ def send_kick(p: Pair) -> Generator[Effect, None, None]:
 
 
 def sleep_on_full_ring(p: Pair) -> Generator[Effect, None, None]:
-    """Ask for an interrupt when kc items have been consumed, look again, sleep; Sp passes before the first step."""
+    """Ask for an interrupt when kc items have been consumed, look again, sleep; starting takes Sp."""
     arm_used_event(p.driver, p.kc - 1)
     yield spend(PRODUCER_REARM)
     if not used_beyond(p.driver, p.kc - 1):
@@ -237,7 +240,7 @@ def poll_full_ring(p: Pair) -> Generator[Effect, None, None]:
     p.producer_polls = False
 
 
-# -- the consumer -----------------------------------------------------------------------------------------------
+# -- the consumer ------------------------------------------------------------------------------------------
 
 
 def consumer(p: Pair) -> Generator[Effect, None, None]:
@@ -253,7 +256,7 @@ def consumer(p: Pair) -> Generator[Effect, None, None]:
 
 
 def consume(p: Pair, head: int) -> Generator[Effect, None, None]:
-    """Work on an item and give it back; interrupt the producer if it asks for it: Nc, then its start begins."""
+    """Work on an item and give it back; interrupt the producer if it asks for it, which takes Nc."""
     m = p.machine
     row = m.memory.u64[p.device.elem_addr[0] >> 3]
     mark_past(m.table, row, AWAKE, p.awake)
@@ -273,10 +276,10 @@ def consume(p: Pair, head: int) -> Generator[Effect, None, None]:
 
 
 def sleep_on_empty_ring(p: Pair) -> Generator[Effect, None, None]:
-    """Ask for a kick when kp items are available, look again, sleep; Sc passes before the first step.
+    """Ask for a kick when kp items are available, look again, sleep; starting takes Sc.
 
-    An item that comes between the two looks may have been kicked for. That kick finds the consumer at work, and wakes
-    it in vain the next time it wants to sleep: a spurious kick.
+    An item that comes between arming and the second look has been kicked for. That kick finds the consumer at
+    work, and wakes it in vain the next time it wants to sleep: a spurious kick.
     """
     m = p.machine
     arm_avail_event(p.device, p.device.last_avail_idx + p.kp - 1)
@@ -298,15 +301,15 @@ def poll_empty_ring(p: Pair) -> Generator[Effect, None, None]:
     p.consumer_polls = False
 
 
-# -- putting it together ----------------------------------------------------------------------------------------
+# -- putting it together -----------------------------------------------------------------------------------
 
 
 def build(_host: Host, workload: Workload, settings: ProdconsSettings) -> Machine:
     """Put the pair together for one run.
 
     Raises:
-        IosimError: Thresholds at which both sides may sleep for ever, work that takes no time on either side, or
-            workload settings, which a saturated pair has no use for.
+        IosimError: Thresholds at which both sides may sleep for ever, work that takes no time on either
+            side, or workload settings, which a saturated pair has no use for.
     """
     _check_workload(workload)
     _check_settings(settings)
@@ -332,22 +335,23 @@ def _check_workload(w: Workload) -> None:
     for name, used in given.items():
         if used:
             raise IosimError(
-                "prodcons is saturated: its load is device.wp, device.wc and device.queue_size; leave this out",
+                "prodcons is saturated, as fast as device.wp and device.wc allow; leave this out",
                 f"workload.{name}",
             )
 
 
 def _check_settings(s: ProdconsSettings) -> None:
     if parse_cost(s.wp).mean == 0 and parse_cost(s.wc).mean == 0:
-        raise IosimError("wp and wc are both 0: items would take no time at all; give one of them a time", "device.wp")
+        raise IosimError("wp and wc are both 0: items would take no time; give one of them some", "device.wp")
     for name, threshold in (("kp", s.kp), ("kc", s.kc)):
         if threshold > 1 and not s.event_idx:
-            raise IosimError("a threshold needs the event index; leave it at 1, or set event_idx=on", f"device.{name}")
+            raise IosimError(
+                "a threshold needs the event index; leave it at 1, or event_idx on", f"device.{name}"
+            )
     if s.kp + s.kc > s.queue_size + 1:
         raise IosimError(
-            f"kp + kc = {s.kp + s.kc} lets both sides sleep for ever: the consumer beside {s.kp - 1} items available, "
-            f"the producer with {s.kc - 1} consumed; at a queue size of {s.queue_size} their sum may be "
-            f"{s.queue_size + 1}",
+            f"kp + kc = {s.kp + s.kc} lets both sides sleep for ever, with {s.kp - 1} items available and "
+            f"{s.kc - 1} consumed; with a queue size of {s.queue_size} the sum may be {s.queue_size + 1}",
             "device.kp",
         )
 
