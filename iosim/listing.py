@@ -34,18 +34,33 @@ def _plain(*headings: str) -> Table:
 
 def host_table(host: Host) -> RenderableType:
     """Each cost and property of a host: value, kind, source, and what it stands for."""
-    table = _plain("cost", "value", "kind", "what it is, and where the number comes from")
+    table = _plain("cost", "value", "kind", "source", "what it is")
     meanings = dict(zip(costs.NAMES, costs.MEANINGS, strict=True))
+    sources: dict[str, str] = {}
     for cost in host.costs:
         origin = f" (from {cost.origin})" if cost.origin not in (host.name, "setting") else ""
-        said = [meanings[cost.name], *([cost.note] if cost.note else []), f"{cost.source}{origin}"]
+        names = []
+        for source in cost.source.split(" | "):
+            name, colon, text = source.partition(": ")
+            if colon:
+                sources[name] = text
+            names.append(name if colon or not names else "")
+        meaning = f"{meanings[cost.name]}; {cost.note}" if cost.note else meanings[cost.name]
+        said = ", ".join(dict.fromkeys(name for name in names if name))
         table.add_row(
-            cost.name, _amount(cost.distribution, cost.per_byte), cost.kind, Text("; ".join(dict.fromkeys(said)))
+            cost.name, _amount(cost.distribution, cost.per_byte), cost.kind, Text(said + origin), Text(meaning)
         )
-    properties = _plain("property", "value", "kind", "where it comes from")
+    properties = _plain("property", "value", "kind", "source", "what it is")
     for name, prop in host.properties.items():
-        properties.add_row(name, _property(name, prop.value), prop.kind, Text(prop.source))
-    return Group(Text(f"{host.title}\n{host.describe()}\n"), table, Text(), properties)
+        properties.add_row(
+            name,
+            _property(name, prop.value),
+            prop.kind,
+            Text(prop.source),
+            Text(hosts.PROPERTY_MEANINGS[name]),
+        )
+    listed = [Text(f"{name}: {text}") for name, text in sources.items()]
+    return Group(Text(f"{host.title}\n{host.describe()}\n"), table, Text(), properties, Text("\nsources"), *listed)
 
 
 def host_dict(host: Host) -> dict[str, Any]:
@@ -103,7 +118,7 @@ def setting_rows(model: Model) -> Iterator[tuple[str, str, str]]:
             yield f"{prefix}.{name}", _default(group, name), field.description or ""
     host = hosts.load(hosts.DEFAULT)
     for name, prop in host.properties.items():
-        yield f"host.{name}", _property(name, prop.value), prop.source
+        yield f"host.{name}", _property(name, prop.value), hosts.PROPERTY_MEANINGS[name]
     yield "host.constant", "off", "replace every cost by its mean"
     for cost in host.costs:
         meaning = costs.MEANINGS[costs.NAMES.index(cost.name)]

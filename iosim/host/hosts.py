@@ -114,6 +114,19 @@ PROPERTY_PARSERS: Final = {
 }
 
 
+PROPERTY_MEANINGS: Final = {
+    "halt_poll_ns": "longest time KVM polls for a halted vCPU before its thread sleeps; 0: it sleeps at once",
+    "halt_poll_grow": "factor by which the polling time grows after a short halt",
+    "halt_poll_grow_start": "polling time it begins to grow from",
+    "halt_poll_shrink": "divisor by which it shrinks after a long halt; 0: back to no polling",
+    "apicv": "APICv with posted interrupts: no exit to deliver an interrupt or for an EOI",
+    "pv_eoi": "paravirtual EOI: no exit for the EOI of a message while no other interrupt is pending",
+    "cpus": "CPUs that all threads of the host share; 0: one for each thread",
+    "timeslice": "time after which a thread hands a shared CPU on",
+    "wire_rate": "bit rate of the wire between host and client",
+    "wire_propagation": "delay of the wire",
+    "tap_queue": "packets the tap's queue holds before it drops",
+}
 LIMITS: Final = {"cpus": 1024, "tap_queue": 1_000_000, "halt_poll_grow": 1000, "halt_poll_shrink": 1000}
 SHORTEST_TIMESLICE: Final = 1_000_000
 """ps: a shorter slice would be all switching."""
@@ -316,7 +329,7 @@ class _Costs:
             sources.insert(0, str(entry["source"]))
         if kind not in KINDS:
             raise unknown("kind", str(kind), KINDS, place)
-        return Cost(name, dist, per_byte, "; ".join(sources) or "assumed", kind, str(entry.get("note", "")), self.name)
+        return Cost(name, dist, per_byte, " | ".join(sources) or "assumed", kind, str(entry.get("note", "")), self.name)
 
     def _per_byte(self, entry: Mapping[str, Any], place: str, sources: list[str]) -> float:
         if "per_byte_of" in entry:
