@@ -1,16 +1,15 @@
 # make run    compare full emulation, virtio and vhost (the first thing to see)
 # make test   every test, linters and types included
 # make quick  the tests that take under 3 minutes
-# make bench  speed, by hand: ratios side by side
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 MACHINES := models/machines
 
-.PHONY: run test quick lint bench clean
+.PHONY: run test quick lint clean
 
 run: $(VENV)/.run
-	@$(BIN)/iosim compare $(MACHINES)/e1000-user.sh $(MACHINES)/virtio-net.sh $(MACHINES)/vhost-net.sh --out results/compare
+	@$(BIN)/iosim compare $(MACHINES)/full-emulation.sh $(MACHINES)/virtio-net.sh $(MACHINES)/vhost-net.sh --out results/compare
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -n 2
@@ -21,9 +20,6 @@ quick: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) results build dist *.egg-info

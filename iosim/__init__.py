@@ -11,6 +11,18 @@ from iosim.compare import Comparison, compare
 from iosim.errors import IosimError
 from iosim.result import Result
 from iosim.run import Installed, install, simulate
+from iosim.sweep import Sweep, sweep
 from iosim.version import __version__
 
-__all__ = ["Comparison", "Installed", "IosimError", "Result", "__version__", "compare", "install", "simulate"]
+__all__ = [
+    "Comparison",
+    "Installed",
+    "IosimError",
+    "Result",
+    "Sweep",
+    "__version__",
+    "compare",
+    "install",
+    "simulate",
+    "sweep",
+]

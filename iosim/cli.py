@@ -159,7 +159,8 @@ def sweep(models: tuple[str, ...], vary: tuple[str, ...], **options: Any) -> Non
         )
     figure = save(found.plot(), f"{_stem(out)}.png")
     if options["as_json"]:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        document = {"specification": found.specification, "points": found.table.to_pylist(), "warnings": found.warnings}
+        click.echo(json.dumps(document, indent=2))
     else:
         from iosim.listing import sweep_table
 

@@ -86,7 +86,7 @@ def notify_after(channel: int, cost: int, amount: int = 0) -> Effect:
 
 
 def take(lock: int, wake: int = NO_COST) -> Effect:
-    """Take ``lock``; while another process holds it, sleep in line (first come, first served; ``wake`` as in `wait`)."""
+    """Take ``lock``; while another process holds it, sleep in line, first come first served (``wake``: see `wait`)."""
     return (TAKE, lock, wake, 0)
 
 

@@ -39,7 +39,7 @@ def host_table(host: Host) -> RenderableType:
     sources: dict[str, str] = {}
     for cost in host.costs:
         origin = f" (from {cost.origin})" if cost.origin not in (host.name, "setting") else ""
-        names = []
+        names: list[str] = []
         for source in cost.source.split(" | "):
             name, colon, text = source.partition(": ")
             if colon:

@@ -34,7 +34,9 @@ def _one(place: int, spec: Specification) -> Result:
     return run(spec, report)
 
 
-def run_all(specs: Sequence[Specification], progress: Progress | None = None, workers: int | None = None) -> list[Result]:
+def run_all(
+    specs: Sequence[Specification], progress: Progress | None = None, workers: int | None = None
+) -> list[Result]:
     """Run all specifications; return their results in the same order.
 
     Args:

@@ -1,10 +1,11 @@
 """Figures: paths side by side, and one path in full.
 
-Everything is drawn with matplotlib's objects, never with pyplot: no global state, no window, no backend to choose.
-A figure is laid out in inches before anything is drawn, so that a label is written into a bar only where it fits.
+Everything is drawn with matplotlib's objects, never with pyplot: no global state, no window, no backend to
+choose. A figure is laid out in inches before anything is drawn, so that a label is written into a bar only where
+it fits.
 
-Colour is the layer and gets lighter from the guest outwards, so that the order survives greyscale; hatching is
-waiting. Small stages go unnamed in the bar and are counted in the table below it, which is the legend too.
+Colour is the layer and gets lighter from the guest outwards, so that the order survives greyscale; hatching
+is waiting. Small stages go unnamed in the bar and are counted in the table below it, which is the legend too.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ OTHER: Final = "#b0a090"
 HATCH: Final = "////"
 UNEQUAL: Final = 1.5
 EXTREME: Final = 5.0
-"""From this ratio of the longest mean latency to the shortest on, the bars are drawn again, each as 100 %, so that
-the stages of the shorter ones can be read: `UNEQUAL` for up to four paths, `EXTREME` for more."""
+"""From this ratio of the longest mean latency to the shortest on, the bars are drawn again, each as 100 %, so
+that the stages of the shorter ones can be read: `UNEQUAL` for up to four paths, `EXTREME` for more."""
 WIDTH: Final = 13.0
 LABELS: Final = 1.75
 BARS: Final = 7.7
@@ -92,7 +93,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-# -- the comparison ---------------------------------------------------------------------------------------------
+# -- the comparison ------------------------------------------------------------------------------------------
 
 
 def plot_comparison(comparison: Comparison) -> Figure:
@@ -241,14 +242,14 @@ def _layer_table(
             page.text(first + column * (i + 1) - 0.15, y, text, size=8.5, align="right", weight=weight)
 
 
-# -- one run ----------------------------------------------------------------------------------------------------
+# -- one run -------------------------------------------------------------------------------------------------
 
 
 def plot_run(result: Result) -> Figure:
-    """Draw one path: the stacked bar of its mean latency, every stage at its place, and the latency's distribution.
+    """Draw one path: the bar of its mean latency, every stage at its place, and the latency's distribution.
 
-    The distribution is drawn as the fraction of requests that took longer, on a logarithmic axis, so that the tail
-    shows; percentiles that the run has requests for are marked, with their intervals.
+    The distribution is drawn as the fraction of requests that took longer, on a logarithmic axis, so that the
+    tail shows; percentiles that the run has requests for are marked, with their intervals.
 
     Returns:
         The figure. Segments' `gid` is ``stage/0/<stage>``, the single bars' ``step/<stage>``.
@@ -367,7 +368,7 @@ def _distribution(axes: Axes, result: Result, scale: float, unit: str) -> None:
     axes.set_ylabel("fraction of requests that took longer", fontsize=9)
 
 
-# -- bars -------------------------------------------------------------------------------------------------------
+# -- bars ----------------------------------------------------------------------------------------------------
 
 
 def _stack(
@@ -381,7 +382,7 @@ def _stack(
     path: int | None = None,
     height: float = 0.74,
 ) -> None:
-    """Draw the stages one after the other, ``factor`` units of the axis to the ns; name those that have the room."""
+    """Draw the stages one after the other, ``factor`` units of the axis to the ns; name those with the room."""
     figure = axes.figure
     assert isinstance(figure, Figure)
     box = axes.get_position()
@@ -486,7 +487,7 @@ def _breaks(name: str) -> list[list[str]]:
 def _line_width(text: str) -> float:
     """Width in inches at 1 point."""
     # Measured large, as hinting rounds small sizes; a renderer of its own, since figures come and go.
-    width, _, _ = _ruler().get_text_width_height_descent(text, FontProperties("DejaVu Sans", size=50), False)
+    width, _, _ = _ruler().get_text_width_height_descent(text, FontProperties(family="DejaVu Sans", size=50), False)
     return float(width) * POINT / 50
 
 
@@ -597,11 +598,11 @@ def _frame(axes: Axes) -> None:
     axes.tick_params(axis="x", labelsize=8.5)
 
 
-# -- text -------------------------------------------------------------------------------------------------------
+# -- text ----------------------------------------------------------------------------------------------------
 
 
 def _wrapped(text: str, width: int, lines: int) -> str:
-    """Break a label into lines; of one too long the middle is left out, for names often differ at their ends."""
+    """Break a label into lines; of one too long the middle is left out, as names often differ at the end."""
     if len(text) > width * lines:
         keep = width * lines - 3
         text = f"{text[: keep // 2]}…{text[-(keep - keep // 2) :]}"
@@ -660,7 +661,7 @@ def _bare(e: Estimate) -> Estimate:
     return Estimate(e.value, None, None, e.confidence)
 
 
-# -- the page ---------------------------------------------------------------------------------------------------
+# -- the page ------------------------------------------------------------------------------------------------
 
 
 class _Page:

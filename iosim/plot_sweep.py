@@ -75,9 +75,9 @@ def plot_sweep(sweep: Sweep | pa.Table, x: str | None = None, y: str = MEAN) -> 
     """Draw a sweep: ``y`` over a varied key on the left, the throughput on the right.
 
     There is a line for each combination of the other keys that vary (a model, a second setting);
-    replications are averaged. Bars are 95 % confidence intervals: each point's own, or between replications where there are
-    three or more. With the mean latency the 99th percentile is drawn too, thin and hollow. An axis is
-    logarithmic where its values are spread by factors. Names on the x axis make grouped bars.
+    replications are averaged. Bars are 95 % confidence intervals: each point's own, or between replications
+    where there are three or more. With the mean latency the 99th percentile is drawn too, thin and hollow. An
+    axis is logarithmic where its values are spread by factors. Names on the x axis make grouped bars.
 
     Args:
         sweep: A sweep, or its table.

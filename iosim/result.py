@@ -303,7 +303,7 @@ def time_text(e: Estimate) -> str:
 
 
 def number_text(e: Estimate) -> str:
-    """A count or rate for people, with its interval where there is one that matters: ``1.33 ±0.02``, ``7``."""
+    """A count or rate for people, with its interval where one matters: ``1.33 ±0.02``, ``7``."""
     if half_width(e) == 0 and e.value == math.floor(e.value):
         return f"{e.value:.0f}"
     size = abs(e.value)
@@ -320,13 +320,13 @@ def percent_text(e: Estimate) -> str:
 
 
 def _rounded(e: Estimate, factor: float, most: int) -> tuple[str, str]:
-    """A scaled value with as many decimals as its interval makes meaningful, ``most`` at most; and the interval.
+    """A scaled value with the decimals that its interval makes meaningful, ``most`` at most; and the interval.
 
-    The interval is ``±h``, or ``-a +b`` if one side is over twice the other. It is rounded up, never to nothing.
+    The interval is ``±h``, or ``-a +b`` if one side is over twice the other. It is rounded up, never to none.
     """
     if not math.isfinite(e.value):
         return f"{e.value}", ""
-    if e.low is None or e.high is None:
+    if e.low is None or e.high is None or not math.isfinite(e.high - e.low):
         return f"{e.value * factor:.{most}f}", ""
     below, above = max(0.0, e.value - e.low) * factor, max(0.0, e.high - e.value) * factor
     half = max(below, above)

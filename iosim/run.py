@@ -269,7 +269,7 @@ class _Observer:
         if last.dropped > first.dropped:
             self.warnings.append(f"{last.dropped - first.dropped} packets dropped at full queues in the window")
         if self.spec.workload.open_loop and len(stamps) >= 100:
-            self._check_stationary(stamps)
+            self._check_stationary()
         return Result(
             specification=self.spec,
             stages=table.stages,
@@ -282,7 +282,7 @@ class _Observer:
             warnings=self.warnings,
         )
 
-    def _check_stationary(self, stamps: Any) -> None:
+    def _check_stationary(self) -> None:
         """Warn where the backlog of an open loop grew through the window: its latencies are of no steady state."""
         first, last = self.snapshots[0], self.snapshots[-1]
         before = first.created - first.completed - first.dropped

@@ -1,13 +1,14 @@
 """Tables: paths side by side, and one path in full, for terminals (rich) and notebooks (HTML).
 
-A table is first worked out as sections of rows of cells, which know nothing of terminals; then it is laid out for the
-width there is. Where the paths do not fit beside each other, intervals lose their asymmetry, then several tables
-stand one above the other; nothing is cut off. On a terminal without UTF-8 everything is ASCII.
+A table is first worked out as sections of rows of cells, which know nothing of terminals; then it is laid out
+for the width there is. Where the paths do not fit beside each other, intervals lose their asymmetry, then several
+tables stand one above the other; nothing is cut off. On a terminal without UTF-8 everything is ASCII.
 """
 
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -30,7 +31,9 @@ ACCESSES: Final = "register_accesses."
 EXITS: Final = "exits."
 SYSCALLS: Final = "syscalls."
 _ASCII: Final = str.maketrans(
-    {"µ": "u", "±": "+-", "×": "x", "−": "-", "–": "-", "…": "...", "·": "-", "█": "#"}
+    {"µ": "u", "±": "+-", "×": "x", "−": "-", "–": "-", "…": "...", "·": "-"}
+    | dict.fromkeys("█▉▊▋▌", "#")
+    | dict.fromkeys("▍▎▏", ".")
 )
 GAP: Final = 2
 """Characters between two columns: the box's divider, a space here, and padding."""
@@ -68,7 +71,7 @@ class Section:
     rows: list[Row]
 
 
-# -- what the tables say ----------------------------------------------------------------------------------------
+# -- what the tables say -------------------------------------------------------------------------------------
 
 
 def sections(comparison: Comparison) -> list[Section]:
@@ -178,7 +181,7 @@ def _remarks(comparison: Comparison) -> list[tuple[str, str, str]]:
     return lines
 
 
-# -- terminals --------------------------------------------------------------------------------------------------
+# -- terminals -----------------------------------------------------------------------------------------------
 
 
 class ComparisonTable:
@@ -191,8 +194,7 @@ class ComparisonTable:
         c, say = self.comparison, _voice(options)
         yield Text(say(_title(c)), style="bold", overflow="fold")
         rows = sections(c)
-        for tables in _chunks(rows, c.labels, options.max_width, say):
-            yield tables
+        yield from _chunks(rows, c.labels, options.max_width, say)
         yield from _notes(_remarks(c), say)
 
 
@@ -274,7 +276,8 @@ def _chunks(
     rows: Sequence[Section], labels: Sequence[str], width: int, say: Callable[[str], str]
 ) -> Iterable[Padding]:
     """Lay the paths out in as few tables as the width allows."""
-    label = max(len(say(text)) for s in rows for text in (s.title, *(f"  {r.label}" for r in s.rows)))
+    label = max(len(say(f"  {r.label}")) for s in rows for r in s.rows)
+    label = max(label, min(30, max(len(say(s.title)) for s in rows)))
     for short in (False, True):
         columns = [_column(rows, i, short, say) for i in range(len(labels))]
         widths = [
@@ -294,7 +297,8 @@ def _chunks(
         table = _plain_table(say)
         table.add_column("", overflow="fold", width=min(label, max(8, width - GAP - max(widths))))
         for i in group:
-            table.add_column(Text(say(labels[i]), overflow="fold"), overflow="fold", width=widths[i])
+            head = "\n".join(textwrap.wrap(say(labels[i]), widths[i])) or say(labels[i])
+            table.add_column(Text(head, overflow="fold"), overflow="fold", width=widths[i])
         line = 0
         for s in rows:
             table.add_row(Text(say(s.title), style="bold cyan"))
@@ -394,17 +398,16 @@ def _layers(result: Result, width: int, say: Callable[[str], str]) -> Padding:
 
 
 def _stage_time(e: Estimate) -> str:
-    """A time in µs, whatever its size, so that stages stand in one unit."""
-    if e.low is None or e.high is None:
-        return f"{e.value / 1000:.3f} µs"
-    text = number_text(Estimate(e.value / 1000, e.low / 1000, e.high / 1000, e.confidence))
-    value, _, interval = text.partition(" ")
-    return f"{value} µs {interval}".rstrip()
+    """A time in µs to the ns, whatever its size, so that stages can be compared down the column."""
+    half = half_width(e)
+    interval = f" ±{half / 1000:.3f}" if half is not None and half >= 0.5 else ""
+    return f"{e.value / 1000:.3f} µs{interval}"
 
 
 def _bar(share: float, width: int) -> str:
-    """A bar of whole blocks; what is not nothing has at least one."""
-    return "█" * max(round(share * width), 1 if share > 0 else 0)
+    """A bar in eighths of a character; what is not nothing shows."""
+    eighths = max(round(share * width * 8), 1 if share > 0 else 0)
+    return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
 
 
 def _plain_table(say: Callable[[str], str]) -> Table:
@@ -429,7 +432,7 @@ def _notes(lines: Sequence[tuple[str, str, str]], say: Callable[[str], str]) -> 
         yield Padding(text, (1, 0, 0, 0))
 
 
-# -- notebooks --------------------------------------------------------------------------------------------------
+# -- notebooks -----------------------------------------------------------------------------------------------
 
 
 def comparison_html(comparison: Comparison) -> str:

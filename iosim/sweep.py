@@ -149,7 +149,10 @@ class Sweep:
     @cached_property
     def specification(self) -> dict[str, Any]:
         """What the sweep was made from: ``axes``, ``settings``, ``hosts``, ``version``."""
-        document: dict[str, Any] = json.loads(self.table.schema.metadata[METADATA.encode()])
+        metadata = self.table.schema.metadata or {}
+        if METADATA.encode() not in metadata:
+            raise IosimError("this table holds no sweep of iosim")
+        document: dict[str, Any] = json.loads(metadata[METADATA.encode()])
         return document
 
     @cached_property
@@ -530,4 +533,5 @@ def _measured(rows: Iterable[Row]) -> dict[str, Any]:
     kinds |= {"context_switches": real, "cpu_cores_busy": real}
     kinds |= dict.fromkeys(sorted({name for row in rows for name in row if name.startswith(BUSY)}), real)
     kinds |= {"dropped": whole, "requests": whole, "duration_ns": real}
-    return kinds | {"warnings": pa.list_(pa.string()), "error": pa.string()}
+    # "element" is what Parquet calls it: a table that was read is the table that was written.
+    return kinds | {"warnings": pa.list_(pa.field("element", pa.string())), "error": pa.string()}

@@ -34,7 +34,10 @@ class Window:
             observer is told, so that the run ends.
     """
 
-    __slots__ = ("boundary", "channel", "completed", "draining", "dropped", "limit", "losses", "lost", "order", "overloaded", "table")
+    __slots__ = (
+        "boundary", "channel", "completed", "draining", "dropped", "limit", "losses", "lost", "order", "overloaded",
+        "table",
+    )  # fmt: skip
 
     def __init__(self, system: System, table: RequestTable) -> None:
         self.table = table

@@ -14,7 +14,15 @@ from iosim.fifo import Fifo, put, take_first
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.host import counters as count
-from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, REARM_WINDOW, SOFTIRQ_ENTRY
+from iosim.host.costs import (
+    DRIVER_FREE,
+    DRIVER_IRQ,
+    DRIVER_RECEIVE,
+    DRIVER_REFILL,
+    DRIVER_XMIT,
+    REARM_WINDOW,
+    SOFTIRQ_ENTRY,
+)
 from iosim.host.kvm import Vcpu, eoi_edge, irq_enter, irq_return, kick
 from iosim.host.machine import Machine
 from iosim.host.work import WorkQueue

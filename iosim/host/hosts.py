@@ -38,7 +38,7 @@ class Cost:
         distribution: In ps.
         per_byte: ps for each byte, besides.
         source: Where the number comes from.
-        kind: ``primary``, ``quoted``, ``memory``, ``split assumed`` (a measured whole, an assumed share) or ``assumed``.
+        kind: ``primary``, ``quoted``, ``memory``, ``split assumed`` (an assumed share of a measured whole), ``assumed``.
         note: What the number stands for.
         origin: The host the number belongs to (another one's where it is borrowed), or ``setting``.
     """
@@ -92,7 +92,10 @@ class Host:
             parts.append(f"{borrowed} borrowed from {DEFAULT}")
         if given:
             parts.append(f"{given} given by settings")
-        return f"{self.name}: {'composite, ' if self.composite else ''}{', '.join(parts)}"
+        if self.composite:
+            parts.insert(0, "composite")
+        name = "" if self.name == DEFAULT else f"{self.name}: "
+        return f"{name}{', '.join(parts)}"
 
     def constant(self) -> Host:
         """Return the host with each cost replaced by its mean."""

@@ -29,7 +29,8 @@ COUNT: Final[dict[str, int]] = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 LONGEST_PS: Final = 10**17
 """The longest time that may be given, a bit more than a day: sums of some ninety of them still fit 64 bits."""
 
-_QUANTITY = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf))\s*(.*?)\s*$", re.IGNORECASE)
+_NUMBER = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf)"
+_QUANTITY = re.compile(rf"\s*({_NUMBER})\s*(.*?)\s*$", re.IGNORECASE)
 _SPREAD = re.compile(r"(.+?)\s*(?:±|\+-)\s*(.+)")
 _RANGE = re.compile(r"(.+?)\s*\.\.\s*(.+)")
 

@@ -51,8 +51,8 @@ class Milestones:
 
     __slots__ = (
         "arrived", "available", "client_arrived", "client_received", "client_sent", "delivered", "handled", "irq",
-        "kicked", "names", "nic_taken", "on_wire", "processed", "received", "room", "rx_seen", "rx_signalled", "rx_used", "sent",
-        "stages", "taken", "tap_queued", "tx_seen",
+        "kicked", "names", "nic_taken", "on_wire", "processed", "received", "room", "rx_seen", "rx_signalled",
+        "rx_used", "sent", "stages", "taken", "tap_queued", "tx_seen",
     )  # fmt: skip
 
     def __init__(self, workload: Workload, rx: Mapping[str, Stage], tx: Mapping[str, Stage]) -> None:

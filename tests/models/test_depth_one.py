@@ -29,7 +29,7 @@ def per_byte(host: Host, name: str, size: int) -> int:
 COLD = per_byte(HOST, "copy_cold", FRAME)
 HOT = per_byte(HOST, "copy_hot", FRAME)
 HOT_1 = per_byte(HOST, "copy_hot", 1)
-ON_WIRE = WIRE * round(800 * 1024) >> 10  # 10 Gbit/s: 800 ps a byte
+ON_WIRE = WIRE * 800  # 10 Gbit/s: 800 ps a byte
 PROPAGATION = 1_000_000
 
 TO_TAP = ps(HOST, "client_send nic_rx_delay host_irq host_receive bridge tap_queue") + ON_WIRE + PROPAGATION
@@ -94,7 +94,8 @@ def e1000_receive(interrupt: str) -> int:
 def e1000_send() -> int:
     return ps(
         HOST,
-        f"sys_sendmsg guest_stack_tx driver_xmit {ACCESS} qemu_e1000_register qemu_e1000_packet qemu_net_queue sys_write",
+        f"sys_sendmsg guest_stack_tx driver_xmit {ACCESS} qemu_e1000_register qemu_e1000_packet "
+        "qemu_net_queue sys_write",
     ) + HOT_1 + COLD + HOT
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def runs() -> dict[str, iosim.Result]:
 class TestRoundTripInTheDefaultHost:
     def test_latency_falls_from_emulation_to_virtio_to_vhost(self, runs: dict[str, iosim.Result]) -> None:
         intervals = [runs[name].latency["mean"] for name in PATHS]
-        for slower, faster in zip(intervals, intervals[1:], strict=False):
+        for slower, faster in pairwise(intervals):
             assert slower.low is not None
             assert faster.high is not None
             assert slower.low > faster.high
@@ -148,7 +149,8 @@ def test_stages_sum_to_the_latency_whatever_the_settings(run: tuple[str, str, di
         result = iosim.simulate(model, workload=workload, requests=60, settings={"run.warmup": 5, **chosen})
     except iosim.IosimError as error:
         # One CPU, a tap queue of one, clients that send again at once: the host's softirq leaves QEMU no time.
-        assert "overloaded: no request completed" in str(error)
+        message = str(error)
+        assert "overloaded: no request completed" in message
         assert chosen["host.cpus"] == 1
         return
     durations = np.diff(result.stamps, axis=1)
