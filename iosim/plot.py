@@ -131,20 +131,16 @@ def plot_comparison(comparison: Comparison) -> Figure:
     height = 0.7 + bars + 0.6 + (bars + 0.95 if again else 0) + table + 0.15 + 0.17 * len(foot) + 0.1
     with _page(WIDTH, height) as page:
         page.text(0.2, 0.3, _title(results[0]), size=13, weight="bold")
-        page.text(
-            LABELS, 0.62, "from left to right: a request's life, mean of each stage", size=9, colour=DIM
-        )
+        page.text(LABELS, 0.62, "from left to right: a request's life, mean of each stage", size=9, colour=DIM)
         page.text(LABELS + BARS + 0.45, 0.62, "throughput", size=9, colour=DIM)
         axes = page.axes(LABELS, 0.7, BARS, bars)
         _names(axes, labels)
         _latency_bars(axes, stages, means, comparison, scale, unit)
-        rates = page.axes(LABELS + BARS + 0.45, 0.7, WIDTH - LABELS - BARS - 0.65, bars)
+        rates = page.axes(LABELS + BARS + 0.45, 0.7, WIDTH - LABELS - BARS - 0.8, bars)
         _throughput_bars(rates, comparison)
         top = 0.7 + bars + 0.6
         if again:
-            page.text(
-                LABELS, top + 0.27, "the same stages, each path's mean latency as 100 %", size=9, colour=DIM
-            )
+            page.text(LABELS, top + 0.27, "the same stages, each path's mean latency as 100 %", size=9, colour=DIM)
             shares = page.axes(LABELS, top + 0.35, BARS, bars)
             _names(shares, labels)
             for i, (row, e) in enumerate(zip(stages, means, strict=True)):
@@ -171,7 +167,8 @@ def _latency_bars(
         lines = [(time_text(e), 9.0, "bold", TEXT)]
         if i:
             lines.append((f"×{_short(comparison.ratios[i]['latency_mean'].value)}", 9.0, "normal", TEXT))
-        lines.append((f"p99 {time_text(_bare(r.latency['p99']))}", 8.0, "normal", DIM))
+        if len(r.rows) >= 100:
+            lines.append((f"p99 {time_text(_bare(r.latency['p99']))}", 8.0, "normal", DIM))
         notes.append(lines)
     ends = [_end(e) * scale for e in means]
     room = max(_extent(text, size)[0] for lines in notes for text, size, _, _ in lines) + 18 * POINT
@@ -282,9 +279,7 @@ def plot_run(result: Result) -> Figure:
             edge = Rectangle((start, i + 1.64), length, 0.72, fill=False, edgecolor="#444444", linewidth=0.4)
             axes.add_patch(edge)
             text = f"{_short(length)} {unit}" if length else "–"
-            axes.text(
-                start + length, i + 2, "  " + text, fontsize=8, va="center", color=TEXT if length else DIM
-            )
+            axes.text(start + length, i + 2, "  " + text, fontsize=8, va="center", color=TEXT if length else DIM)
             label = axes.text(0, i + 2, s.name + "  ", fontsize=8, va="center", ha="right", parse_math=False)
             label.set_color(TEXT if length else DIM)
             if start > 0:
@@ -301,9 +296,7 @@ def plot_run(result: Result) -> Figure:
         axes.set_yticks([])
         _frame(axes)
         axes.set_xlabel(f"time since the request began, mean ({unit})", fontsize=9)
-        _distribution(
-            page.axes(left + width + gap, 0.85, WIDTH - left - width - gap - 0.2, bars), result, scale, unit
-        )
+        _distribution(page.axes(left + width + gap, 0.85, WIDTH - left - width - gap - 0.2, bars), result, scale, unit)
         for i, (line, colour) in enumerate(foot):
             page.text(0.2, 0.85 + bars + 0.8 + 0.17 * i, line, size=8, colour=colour)
     return page.figure
@@ -533,9 +526,7 @@ def _by_layer(stages: Sequence[Sequence[StageTime]]) -> dict[str, list[float]]:
     """Each layer's total in ns, by path, in the order of `COLOURS`; only layers that take time somewhere."""
     found = {s.layer for row in stages for s in row}
     order = [layer for layer in COLOURS if layer in found] + sorted(found - set(COLOURS))
-    totals = {
-        layer: [math.fsum(s.mean.value for s in row if s.layer == layer) for row in stages] for layer in order
-    }
+    totals = {layer: [math.fsum(s.mean.value for s in row if s.layer == layer) for row in stages] for layer in order}
     return {layer: values for layer, values in totals.items() if any(values)}
 
 
@@ -552,9 +543,7 @@ def _arms(e: Estimate, scale: float) -> list[list[float]] | None:
 def _interval(axes: Axes, e: Estimate, y: float, scale: float) -> None:
     arms = _arms(e, scale)
     if arms is not None:
-        axes.errorbar(
-            e.value * scale, y, xerr=arms, fmt="none", ecolor="black", elinewidth=1.1, capsize=4, zorder=6
-        )
+        axes.errorbar(e.value * scale, y, xerr=arms, fmt="none", ecolor="black", elinewidth=1.1, capsize=4, zorder=6)
 
 
 def _beside(axes: Axes, x: float, y: float, lines: Sequence[tuple[str, float, str, str]]) -> None:
@@ -614,9 +603,7 @@ def _wrapped(text: str, width: int, lines: int) -> str:
 
 def _title(result: Result) -> str:
     w = result.specification.workload
-    what = {"rr": "one round trip", "tx": "one packet sent", "rx": "one packet received"}.get(
-        w.name, "one request"
-    )
+    what = {"rr": "one round trip", "tx": "one packet sent", "rx": "one packet received"}.get(w.name, "one request")
     load = f"{w.arrivals}, {w.rate:g}/s" if w.open_loop else f"depth {w.depth}"
     return f"Where the time of {what} goes ({w.name}, {w.size} B, {load})"
 
@@ -625,11 +612,7 @@ def _footer(results: Sequence[Result], warnings: Sequence[str]) -> list[tuple[st
     counts = sorted({len(r.rows) for r in results})
     requests = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     run = results[0].specification.run
-    interval = (
-        f"error bars: {100 * results[0].confidence:g} % intervals"
-        if _has_interval(results)
-        else "no intervals"
-    )
+    interval = f"error bars: {100 * results[0].confidence:g} % intervals" if _has_interval(results) else "no intervals"
     each = " in each path" if len(results) > 1 else ""
     lines = [(f"{requests} requests measured{each}, seed {run.seed}; {interval}", DIM)]
     hosts = list(dict.fromkeys(r.specification.host.describe() for r in results))

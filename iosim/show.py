@@ -98,9 +98,7 @@ def _sections(results: Sequence[Result], latencies: Sequence[str]) -> list[Secti
 
     exits = [n for n in COUNTERS if n.startswith(EXITS)]
     calls = [n for n in COUNTERS if n.startswith(SYSCALLS)]
-    latency = [
-        Row(name.replace("_", "."), [Cell(r.latency[name], time_text) for r in results]) for name in latencies
-    ]
+    latency = [Row(name.replace("_", "."), [Cell(r.latency[name], time_text) for r in results]) for name in latencies]
 
     def happened(label: str, name: str) -> list[Row]:
         return [counted(label, name)] if any(r.count(name) for r in results) else []
@@ -272,9 +270,7 @@ def _voice(options: ConsoleOptions) -> Callable[[str], str]:
     return ascii_only if options.ascii_only else str
 
 
-def _chunks(
-    rows: Sequence[Section], labels: Sequence[str], width: int, say: Callable[[str], str]
-) -> Iterable[Padding]:
+def _chunks(rows: Sequence[Section], labels: Sequence[str], width: int, say: Callable[[str], str]) -> Iterable[Padding]:
     """Lay the paths out in as few tables as the width allows."""
     label = max(len(say(f"  {r.label}")) for s in rows for r in s.rows)
     label = max(label, min(30, max(len(say(s.title)) for s in rows)))
@@ -445,13 +441,9 @@ def comparison_html(comparison: Comparison) -> str:
         body.append(f"<tr><th colspan='{span}' style='{left}'>{html.escape(s.title)}</th></tr>")
         for r in s.rows:
             texts = [" ".join(cell.text()).strip() for cell in r.cells]
-            cells = "".join(
-                f"<td style='{right};white-space:nowrap'>{html.escape(text)}</td>" for text in texts
-            )
+            cells = "".join(f"<td style='{right};white-space:nowrap'>{html.escape(text)}</td>" for text in texts)
             body.append(f"<tr><td style='{left};padding-left:1.5em'>{html.escape(r.label)}</td>{cells}</tr>")
-    notes = "<br>".join(
-        f"{html.escape(label)}: {html.escape(line)}" for label, line, _ in _remarks(comparison)
-    )
+    notes = "<br>".join(f"{html.escape(label)}: {html.escape(line)}" for label, line, _ in _remarks(comparison))
     return (
         f"<table><caption style='{left}'>{html.escape(_title(comparison))}</caption>"
         f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"

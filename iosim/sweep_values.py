@@ -175,11 +175,19 @@ def _quantity(key: str, text: str) -> tuple[Decimal, str, str]:
     unit = match.group(2)
     if unit not in _UNITS:
         raise unknown("unit", unit, [name for name in _UNITS if name], key)
-    number = Decimal(match.group(1))
-    if number and not -_DIGITS <= number.adjusted() < 18:
+    number = _decimal(match.group(1))
+    if number is None or (number and not -_DIGITS <= number.adjusted() < 18):
         raise IosimError(f"'{text:.40}' is too large or too small", key)
     kind, scale = _UNITS[unit]
     return _EXACT.multiply(number, scale), kind, unit
+
+
+def _decimal(text: str) -> Decimal | None:
+    """The number, or None where its exponent is more than even a decimal can have."""
+    try:
+        return Decimal(text)
+    except decimal.InvalidOperation:
+        return None
 
 
 def _number(value: Decimal) -> int | float:

@@ -38,7 +38,7 @@ class Cost:
         distribution: In ps.
         per_byte: ps for each byte, besides.
         source: Where the number comes from.
-        kind: ``primary``, ``quoted``, ``memory``, ``split assumed`` (an assumed share of a measured whole), ``assumed``.
+        kind: ``primary``, ``quoted``, ``memory``, ``split assumed`` (an assumed share of a whole) or ``assumed``.
         note: What the number stands for.
         origin: The host the number belongs to (another one's where it is borrowed), or ``setting``.
     """

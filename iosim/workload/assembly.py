@@ -18,7 +18,7 @@ from iosim.workload.client import Client
 from iosim.workload.path import Milestones
 from iosim.workload.spec import Workload
 
-GUEST_MEMORY = 8 << 20
+GUEST_MEMORY = 32 << 20
 """Bytes of guest memory simulated: rings and buffers of the largest queues fit well."""
 
 

@@ -226,3 +226,32 @@ def test_settings_reach_the_run_under_every_name() -> None:
     by_keyword = iosim.simulate("vhost-net", requests=100, workload__size=300)
     assert by_name.to_dict() == by_keyword.to_dict()
     assert specify("vhost-net", settings={"workload.size": "300"}).workload.size == 300
+
+
+@pytest.mark.parametrize(
+    ("model", "largest"),
+    [
+        ("e1000", {"device.tx_descriptors": 4096, "device.rx_descriptors": 4096}),
+        ("virtio-net", {"device.tx_queue_size": 1024, "device.rx_queue_size": 1024}),
+        ("vhost-net", {"device.tx_queue_size": 1024, "device.rx_queue_size": 1024}),
+    ],
+)
+def test_the_largest_rings_fit_guest_memory(model: str, largest: dict[str, object]) -> None:
+    result = iosim.simulate(model, requests=200, settings={"workload.depth": 64, **largest})
+    assert len(result.rows) == 200
+
+
+def test_coalesced_writes_do_not_reach_user_space() -> None:
+    """W RDT exits to KVM but not to QEMU: of the 7 accesses of a round trip 6 go out."""
+    result = iosim.simulate("e1000", requests=200)
+    writes = result.per_request("register_accesses.mmio_write").value
+    reads = result.per_request("register_accesses.mmio_read").value
+    assert result.per_request("userspace_exits").value == writes + reads - 1
+    assert result.per_request("exits.EPT_MISCONFIG").value == writes + reads
+
+
+def test_the_interrupt_for_sent_packets_waits_for_three_quarters_of_them() -> None:
+    """virtqueue_enable_cb_delayed: with many packets outstanding one interrupt frees many (napi_tx)."""
+    result = iosim.simulate("virtio-net", workload="tx", requests=4000, settings={"workload.depth": 200})
+    assert result.per_request("interrupts").value < 0.1
+    assert result.count("suppressed.interrupts") > 3000

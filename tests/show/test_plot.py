@@ -35,16 +35,12 @@ def rectangles(figure: Figure, axes: int, group: str) -> dict[str, Rectangle]:
 
 def several(comparison: Comparison, count: int) -> Comparison:
     places = [i % len(comparison.asked) for i in range(count)]
-    asked = [
-        replace(comparison.asked[p], label=f"path number {i} with a long name") for i, p in enumerate(places)
-    ]
+    asked = [replace(comparison.asked[p], label=f"path number {i} with a long name") for i, p in enumerate(places)]
     return Comparison(asked, [comparison.results[p] for p in places], [])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_one_bar_per_path_whose_segments_adjoin_and_sum_to_the_mean_latency(
-    three: Comparison, count: int
-) -> None:
+def test_one_bar_per_path_whose_segments_adjoin_and_sum_to_the_mean_latency(three: Comparison, count: int) -> None:
     comparison = several(three, count)
     figure = plot_comparison(comparison)
     found = rectangles(figure, 0, "stage")
@@ -84,9 +80,7 @@ def test_where_latencies_differ_much_each_path_is_drawn_again_as_100_percent(thr
     assert max(latencies) > 1.5 * min(latencies)
     found = rectangles(plot_comparison(three), 2, "share")
     for i in range(3):
-        assert sum(p.get_width() for name, p in found.items() if name.startswith(f"{i}/")) == pytest.approx(
-            100
-        )
+        assert sum(p.get_width() for name, p in found.items() if name.startswith(f"{i}/")) == pytest.approx(100)
     alike = Comparison([three.asked[1]] * 2, [three.results[1]] * 2, [])
     assert len(plot_comparison(alike).axes) == 2
 
@@ -165,9 +159,7 @@ def test_constant_latencies_can_be_drawn() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
-def test_a_saved_figure_is_whole_and_the_same_each_time(
-    three: Comparison, tmp_path: Path, suffix: str
-) -> None:
+def test_a_saved_figure_is_whole_and_the_same_each_time(three: Comparison, tmp_path: Path, suffix: str) -> None:
     magic = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix]
     first, second = (save(plot_comparison(three), tmp_path / f"{name}.{suffix}") for name in "ab")
     assert first.read_bytes().startswith(magic)
@@ -176,9 +168,7 @@ def test_a_saved_figure_is_whole_and_the_same_each_time(
 
 
 @pytest.mark.parametrize("name", ["figure.bmp", "figure"])
-def test_an_unknown_suffix_is_one_line_and_writes_nothing(
-    three: Comparison, tmp_path: Path, name: str
-) -> None:
+def test_an_unknown_suffix_is_one_line_and_writes_nothing(three: Comparison, tmp_path: Path, name: str) -> None:
     with pytest.raises(IosimError, match=r"\.png, \.pdf, \.svg") as caught:
         save(plot_comparison(three), tmp_path / name)
     assert "\n" not in str(caught.value)

@@ -125,9 +125,7 @@ def test_without_an_interval_none_is_printed() -> None:
 def test_remarks_stand_below(three: Comparison) -> None:
     asked = [replace(a, notes=("a note of the command line",)) for a in three.asked]
     text = printed(comparison_table(Comparison(asked, three.results, ["something odd"])), 100)
-    assert (
-        "composite, 38 of 58 costs assumed" in text or three.results[0].specification.host.describe() in text
-    )
+    assert "composite, 38 of 58 costs assumed" in text or three.results[0].specification.host.describe() in text
     assert "seed 1" in text
     assert "rr, 1 B, depth 1" in text
     assert "warning: something odd" in text
@@ -155,11 +153,7 @@ def test_the_breakdown_of_a_run_lists_every_stage_and_its_share(three: Compariso
         lines = [line for line in body.splitlines() if line.startswith(first)]
         assert any(f"{stage.mean.value / 1000:.3f} µs" in line for line in lines), stage.name
         assert any(f"{100 * stage.mean.value / whole:.1f} %" in line for line in lines), stage.name
-    bars = {
-        line.split()[0]: line.count("█")
-        for line in body[: body.index("by layer")].splitlines()
-        if "█" in line
-    }
+    bars = {line.split()[0]: line.count("█") for line in body[: body.index("by layer")].splitlines() if "█" in line}
     assert bars[longest.name.split()[0]] == max(bars.values()) >= 8
 
 

@@ -160,7 +160,7 @@ def test_a_point_that_cannot_be_run_is_a_row_with_its_error() -> None:
 
 
 def test_no_table_where_no_point_can_be_run(tmp_path: Path) -> None:
-    with pytest.raises(IosimError, match="none of 2 points could be run; the first: .*no request completed"):
+    with pytest.raises(IosimError, match=r"none of 2 points could be run; the first: .*no request completed"):
         sweep("vhost-net", {"run.duration": ["20us", "21us"]}, workers=1, out=tmp_path / "out.parquet")
     assert list(tmp_path.iterdir()) == []
 

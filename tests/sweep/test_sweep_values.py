@@ -65,6 +65,7 @@ def test_hosts_are_names_and_costs_may_be_intervals() -> None:
         ("k=1..1e17*1.0000001", f"more than {MAX_VALUES} values"),
         ("k=0..1e9:1e-20", f"more than {MAX_VALUES} values"),
         ("k=1e999999999..2", "too large or too small"),
+        ("k=1e9999999999999999999999", "too large or too small"),
         ("k=1,1", "the value 1 twice"),
         ("k=" + "9" * 5000, "too large or too small"),
     ],
