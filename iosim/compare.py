@@ -132,6 +132,8 @@ class Comparison:
 
 
 def _ratios(result: Result, base: Result) -> dict[str, Estimate]:
+    if result is base:
+        return {name: Estimate(1.0, 1.0, 1.0, result.confidence) for name in RATIOS}
     ours, theirs = result.latency_ps / 1000, base.latency_ps / 1000
     out = {"latency_mean": ratio_of_means(ours, theirs)}
     for name, q in PERCENTILES.items():

@@ -10,7 +10,7 @@ from iosim.engine.distributions import Constant, Distribution, Exponential, cons
 from iosim.errors import IosimError, unknown
 from iosim.host import costs, hosts
 from iosim.host.hosts import Cost, Host, Property
-from iosim.host.units import parse_cost, parse_rate_bits
+from iosim.host.units import parse_cost, parse_per_byte, parse_rate_bits
 from iosim.model import Model, find
 from iosim.settings import RunSettings, Settings, WorkloadSettings, check, keys
 from iosim.workload.spec import CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, POISSON, Workload
@@ -205,10 +205,7 @@ def _host(host: Host, given: Mapping[str, Any], model: Model) -> tuple[Host, boo
             cost = name.removeprefix("costs.")
             if cost not in costs.NAMES[: costs.HOST_COSTS]:
                 raise unknown("setting", key, valid_keys(model))
-            old = host.cost(cost)
-            changed[cost] = replace(
-                old, distribution=parse_cost(value, key), source="setting", kind="primary", origin="setting"
-            )
+            changed[cost] = _cost(host.cost(cost), value, key)
         else:
             raise unknown("setting", key, valid_keys(model))
     if changed or len(properties) != len(host.properties) or given:
@@ -216,6 +213,20 @@ def _host(host: Host, given: Mapping[str, Any], model: Model) -> tuple[Host, boo
             host, costs=tuple(changed.get(c.name, c) for c in host.costs), properties=properties
         )
     return (host.constant() if constant else host), constant
+
+
+def _cost(old: Cost, value: Any, key: str) -> Cost:
+    """A cost given by a setting; ``500ns + 0.15ns/byte`` gives its rate too, ``0.15ns/byte`` alone only that."""
+    distribution, per_byte = old.distribution, old.per_byte
+    if isinstance(value, str) and "/" in value:
+        base, plus, rate = value.rpartition("+")
+        per_byte = parse_per_byte(rate if plus else value, key)
+        value = base.strip() if plus else None
+    if value is not None:
+        distribution = parse_cost(value, key)
+    return replace(
+        old, distribution=distribution, per_byte=per_byte, source="setting", kind="primary", origin="setting"
+    )
 
 
 def _property(name: str, value: Any, key: str) -> int | float | bool:

@@ -100,6 +100,17 @@ def parse_cost(value: object, where: str | None = None) -> Distribution:
     return Constant(float(parse_time(value, where)))
 
 
+def parse_per_byte(text: str, where: str | None = None) -> float:
+    """Return a time per byte in ps, which may be a fraction, from text as ``0.15ns/byte``."""
+    time, slash, byte = text.partition("/")
+    if not slash or byte.strip() != "byte":
+        raise IosimError(f"'{text}' is no time per byte; write it as '0.15ns/byte'", where)
+    ps, _ = _quantity(time, TIME_PS, "time per byte", "'0.15ns/byte'", where)
+    if ps > 10**9:
+        raise IosimError(f"'{text}' is too long; the longest is 1ms/byte", where)
+    return ps
+
+
 def parse_rate_bits(value: object, where: str | None = None) -> float:
     """Return a bit rate in bit/s from text with a unit (``"10Gbit/s"``); must be above 0."""
     if not isinstance(value, str):

@@ -135,3 +135,11 @@ def test_larger_packets_cost_their_copies_and_their_time_on_the_wire(model: str)
     cold, hot = HOST.cost("copy_cold").per_byte, HOST.cost("copy_hot").per_byte
     expected = 900 * (2 * 800 + copies[0] * cold + copies[1] * hot)
     assert large - small == pytest.approx(expected, abs=20)
+
+
+def test_a_setting_changes_a_costs_rate_and_its_base() -> None:
+    """``0.5ns/byte`` is the rate alone; ``1us + 0.5ns/byte`` both. vhost copies a frame of 60 bytes twice, cold."""
+    base = latency("vhost-net")
+    rate = 60 * 500 - COLD
+    assert latency("vhost-net", **{"host.costs.copy_cold": "0.5ns/byte"}) - base == 2 * rate
+    assert latency("vhost-net", **{"host.costs.copy_cold": "1us + 0.5ns/byte"}) - base == 2 * (rate + 1_000_000)
