@@ -1,4 +1,7 @@
-"""The command ``iosim``: a thin layer over the functions of the package, with its errors in one line."""
+"""The command ``iosim``: a thin layer over the functions of the package, with its errors in one line.
+
+Each command imports what it needs when it runs, so that `iosim --help` loads little more than click.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from iosim import model as registry
 from iosim.errors import IosimError, unknown
-from iosim.settings import literal, split_pairs
 from iosim.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -135,6 +136,7 @@ def run(model: str, out: str | None, **options: Any) -> None:
 def sweep(models: tuple[str, ...], vary: tuple[str, ...], **options: Any) -> None:
     """A grid of settings, on all cores, to one Parquet file and a figure."""
     from iosim.plot import save
+    from iosim.settings import literal
     from iosim.sweep import sweep as run_sweep
 
     workers = options["workers"]
@@ -185,6 +187,8 @@ def qemu(file: str, as_json: bool) -> None:
 @cli.command()
 def models() -> None:
     """The models there are, one line each."""
+    from iosim import model as registry
+
     for name in registry.names():
         click.echo(f"{name:<12} {registry.find(name).summary}")
 
@@ -221,6 +225,7 @@ def workloads() -> None:
 @click.argument("model", default="virtio-net")
 def settings(model: str) -> None:
     """Every setting a model knows, with what it means."""
+    from iosim import model as registry
     from iosim.listing import settings_table
 
     _print(settings_table(registry.find(model)))
@@ -231,6 +236,8 @@ def settings(model: str) -> None:
 
 def _arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the Python function that a command stands for."""
+    from iosim.settings import literal, split_pairs
+
     found: dict[str, Any] = {
         "workload": options["workload"],
         "host": options["host"],

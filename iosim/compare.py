@@ -52,7 +52,7 @@ class Asked:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """Several results, the first of which is the baseline.
 
@@ -65,6 +65,9 @@ class Comparison:
     asked: list[Asked]
     results: list[Result]
     warnings: list[str]
+
+    def __repr__(self) -> str:
+        return f"<Comparison of {', '.join(self.labels)}>"
 
     @property
     def labels(self) -> list[str]:

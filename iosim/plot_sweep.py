@@ -90,7 +90,7 @@ def plot_sweep(sweep: Sweep | pa.Table, x: str | None = None, y: str = MEAN) -> 
     Raises:
         IosimError: No such key or column, one that has no numbers, or an empty table.
     """
-    from matplotlib.figure import Figure
+    from iosim.plot import PathFigure
 
     given = sweep if isinstance(sweep, Sweep) else Sweep(sweep)
     _check_column(given, y)
@@ -98,7 +98,7 @@ def plot_sweep(sweep: Sweep | pa.Table, x: str | None = None, y: str = MEAN) -> 
     lines = _lines(given, across.key, y)
     hidden = len(lines) - MOST_LINES
     lines = lines[:MOST_LINES]
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = PathFigure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw = _draw_bars if across.numbers is None else _draw_lines
     text, scale = _y_label(y, lines)

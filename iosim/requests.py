@@ -54,16 +54,6 @@ class RequestTable:
         self._stamps = self._table.data
         self._last = self._table_last.data
 
-    def _grow(self) -> None:
-        used = self._capacity * self.milestones
-        table = np.full(2 * used, UNSET, dtype=np.int64)
-        table[:used] = self._table
-        last = np.zeros(2 * self._capacity, dtype=np.int64)
-        last[: self._capacity] = self._table_last
-        self._capacity *= 2
-        self._table, self._table_last = table, last
-        self._stamps, self._last = table.data, last.data
-
     def rows(self) -> npt.NDArray[np.int64]:
         """Return the stamps as recorded: shape (created, milestones), ps, ``UNSET`` where skipped."""
         stamps: npt.NDArray[np.int64] = self._table[: self.created * self.milestones]
@@ -77,11 +67,23 @@ class RequestTable:
 def create(table: RequestTable, now: int) -> int:
     """Add a request created at ``now`` (ps); return its row."""
     if table.created == table._capacity:
-        table._grow()
+        grow(table)
     row = table.created
     table.created = row + 1
     table._stamps[row * table.milestones] = now
     return row
+
+
+def grow(table: RequestTable) -> None:
+    """Double the table's room."""
+    used = table._capacity * table.milestones
+    stamps = np.full(2 * used, UNSET, dtype=np.int64)
+    stamps[:used] = table._table
+    last = np.zeros(2 * table._capacity, dtype=np.int64)
+    last[: table._capacity] = table._table_last
+    table._capacity *= 2
+    table._table, table._table_last = stamps, last
+    table._stamps, table._last = stamps.data, last.data
 
 
 def mark(table: RequestTable, row: int, milestone: int, now: int) -> None:

@@ -52,7 +52,7 @@ class StageTime:
     mean: Estimate
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What one run gave.
 
@@ -78,6 +78,10 @@ class Result:
     events: int
     warnings: list[str]
     confidence: float = 0.95
+
+    def __repr__(self) -> str:
+        spec = self.specification
+        return f"<Result of {spec.model.name}, {spec.workload.name}: {len(self.rows)} requests, seed {spec.run.seed}>"
 
     # -- latency ------------------------------------------------------------------------------------------------
 

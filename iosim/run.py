@@ -10,7 +10,8 @@ import numpy as np
 import simpy
 
 from iosim.effects import NO_COST, Effect, sleep_until, wait
-from iosim.engine.simpy_engine import CostTable, SimpyEngine
+from iosim.engine.costs import CostTable
+from iosim.engine.simpy_engine import SimpyEngine
 from iosim.engine.system import System
 from iosim.errors import IosimError
 from iosim.host import costs, hosts
@@ -59,15 +60,17 @@ def install(
     *,
     workload: str | None = None,
     host: str | Host = hosts.DEFAULT,
-    **settings: Any,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Installed:
     """Install a model in a SimPy environment, to be run, watched and continued as one likes.
 
     Args:
         model: A registered name, or a model.
         env: The environment; a new one by default. Its time is in ps, and must be a whole number.
-        workload, host: As in `simulate`.
-        settings: Any settings; ``__`` stands for the dot (``workload__depth=4``).
+        workload, host, seed, settings: As in `simulate`.
+        more: Settings too; ``__`` stands for the dot (``workload__depth=4``).
 
     Example:
         >>> import iosim
@@ -76,7 +79,10 @@ def install(
         >>> path.machine.window.completed > 0
         True
     """
-    spec = specify(model, workload=workload, host=host, settings=dotted(settings))
+    given = {**dotted(more), **(settings or {})}
+    if seed is not None:
+        given["run.seed"] = seed
+    spec = specify(model, workload=workload, host=host, settings=given)
     return install_specification(spec, env)
 
 

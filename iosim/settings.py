@@ -40,7 +40,8 @@ def _whole(value: object) -> int:
     return int(number)
 
 
-def _flag(value: object) -> bool:
+def parse_flag(value: object) -> bool:
+    """Return a truth value from on or off, yes or no, true or false."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.lower() in ("on", "true", "yes"):
@@ -73,7 +74,7 @@ Whole = Annotated[int, _checked(_whole)]
 """A whole number, plain or with a suffix (``20k``)."""
 Number = Annotated[float, _checked(parse_count)]
 """A number, plain or with a suffix."""
-Flag = Annotated[bool, _checked(_flag)]
+Flag = Annotated[bool, _checked(parse_flag)]
 """``on`` or ``off`` (true or false)."""
 QueueSize = Annotated[int, _checked(_power_of_two)]
 """A virtqueue's size: a power of two (virtio 1.2, 2.7)."""
@@ -94,7 +95,7 @@ class WorkloadSettings(Settings):
         None, ge=1, le=1024, description="requests under way in a closed loop; rr: 1, tx and rx: 32"
     )
     rate: Number | None = Field(
-        None, gt=0, le=1e9, description="requests per second of an open loop; without it the loop is closed"
+        None, ge=0.01, le=1e9, description="requests per second of an open loop; without it the loop is closed"
     )
     arrivals: Literal["closed", "poisson", "constant"] | None = Field(
         None, description="closed, or poisson or constant at workload.rate (default: poisson if a rate is given)"

@@ -12,7 +12,7 @@ from iosim.host import costs, hosts
 from iosim.host.hosts import Cost, Host, Property
 from iosim.host.units import parse_cost, parse_per_byte, parse_rate_bits
 from iosim.model import Model, find
-from iosim.settings import RunSettings, Settings, WorkloadSettings, check, keys
+from iosim.settings import RunSettings, Settings, WorkloadSettings, check, keys, parse_flag
 from iosim.workload.spec import CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, POISSON, Workload
 
 GROUPS: Final = ("workload", "host", "device", "run")
@@ -77,16 +77,16 @@ class Specification:
             "workload.depth": w.depth,
             "workload.arrivals": w.arrivals,
             "workload.rate": w.rate or None,
-            "workload.think_time": f"{w.think_time / 1000:g}ns",
-            "workload.peer_delay": f"{w.peer_delay / 1000:g}ns",
+            "workload.think_time": _time_text(w.think_time),
+            "workload.peer_delay": _time_text(w.peer_delay),
         }
         for name, prop in self.host.properties.items():
             kind = hosts.PROPERTY_PARSERS[name]
             value: Any = prop.value
             if kind == "time":
-                value = f"{prop.value / 1000:g}ns"
+                value = _time_text(int(prop.value))
             elif kind == "rate":
-                value = f"{prop.value:g}bit/s"
+                value = f"{prop.value:.15g}bit/s"
             out[f"host.{name}"] = value
         out[f"host.{CONSTANT_COSTS}"] = self.constant
         for key, value in self.given.items():
@@ -96,9 +96,14 @@ class Specification:
             out[f"device.{name}"] = value
         out["run.requests"] = self.run.requests if self.run.duration is None else None
         out["run.warmup"] = self.warmup
-        out["run.duration"] = None if self.run.duration is None else f"{self.run.duration / 1000:g}ns"
+        out["run.duration"] = None if self.run.duration is None else _time_text(self.run.duration)
         out["run.replication"] = self.run.replication
         return out
+
+
+def _time_text(ps: int) -> str:
+    """A time as a setting that gives exactly the same again."""
+    return f"{ps // 1000}ns" if ps % 1000 == 0 else f"{ps}ps"
 
 
 def valid_keys(model: Model) -> list[str]:
@@ -196,9 +201,7 @@ def _host(host: Host, given: Mapping[str, Any], model: Model) -> tuple[Host, boo
     for name, value in given.items():
         key = f"host.{name}"
         if name == CONSTANT_COSTS:
-            if not isinstance(value, bool):
-                raise IosimError(f"{value!r} is neither true nor false", key)
-            constant = value
+            constant = _truth(value, key)
         elif name in hosts.PROPERTY_PARSERS:
             properties[name] = Property(name, _property(name, value, key), "setting", "primary", "setting")
         elif name.startswith("costs."):
@@ -229,10 +232,17 @@ def _cost(old: Cost, value: Any, key: str) -> Cost:
     )
 
 
+def _truth(value: Any, key: str) -> bool:
+    try:
+        return parse_flag(value)
+    except IosimError as error:
+        raise IosimError(str(error), key) from None
+
+
 def _property(name: str, value: Any, key: str) -> int | float | bool:
     kind = hosts.PROPERTY_PARSERS[name]
-    if kind == "bool" and isinstance(value, str) and value.lower() in ("on", "off", "yes", "no"):
-        value = value.lower() in ("on", "yes")
+    if kind == "bool":
+        return _truth(value, key)
     if kind == "rate":
         return parse_rate_bits(value, key)
     return hosts.parse_property(name, value, key)

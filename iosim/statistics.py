@@ -18,9 +18,11 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from iosim.errors import IosimError
+
+# scipy.special is imported by the functions that use it: that takes longer than all the rest, and only a result with
+# intervals needs it.
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -129,7 +131,7 @@ def quantile(values: npt.ArrayLike, q: float, confidence: float = 0.95) -> Estim
         error, batches = _batched_error(beyond.astype(np.float64) - share)
         error /= math.sqrt(share * (1 - share) / n)
         if error > 1:
-            widen = max(widen, error * _t_factor(batches - 1, confidence) / -float(special.ndtri(miss)))
+            widen = max(widen, error * _t_factor(batches - 1, confidence) / _normal_factor(miss))
     centre = n * q
     # The greatest k with P(B >= k) >= miss, from the binomial(n, 1 - q) variable n - B.
     most = n - _binomial_quantile(miss, n, 1 - q)
@@ -312,7 +314,7 @@ def _correlated(deviations: FloatArray) -> bool:
         return False
     steps = np.diff(deviations)
     statistic = 1 - float(steps @ steps) / (2 * squares)
-    return statistic > -float(special.ndtri(MERGE_LEVEL)) * math.sqrt((b - 2) / (b * b - 1))
+    return statistic > _normal_factor(MERGE_LEVEL) * math.sqrt((b - 2) / (b * b - 1))
 
 
 def _t_interval(value: float, error: float, freedom: float, confidence: float) -> Estimate:
@@ -320,8 +322,17 @@ def _t_interval(value: float, error: float, freedom: float, confidence: float) -
     return Estimate(value, value - half, value + half, confidence)
 
 
+def _normal_factor(above: float) -> float:
+    """Return the quantile of the standard normal distribution that leaves the probability ``above`` above it."""
+    from scipy import special
+
+    return -float(special.ndtri(above))
+
+
 def _t_factor(freedom: float, confidence: float) -> float:
     """Return the quantile of Student's t that leaves half of what ``confidence`` leaves above it."""
+    from scipy import special
+
     return -float(special.stdtrit(freedom, (1 - confidence) / 2))
 
 
@@ -330,6 +341,8 @@ def _binomial_quantile(p: float, n: int, q: float) -> int:
 
     From ``scipy.special``, since importing ``scipy.stats`` alone takes longer than a short run.
     """
+    from scipy import special
+
     k = max(0, math.ceil(float(special.bdtrik(p, n, q))))
     while k > 0 and special.bdtr(k - 1, n, q) >= p:
         k -= 1

@@ -18,9 +18,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from iosim.errors import IosimError, unknown
+
+# scipy.special is imported by the methods that use it: that takes longer than all the rest, and constant costs, the
+# list of models and every error in what was typed do without.
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -231,6 +233,8 @@ class LogNormal(_Closed):
         return math.log(self.mean) - self.sigma**2 / 2
 
     def _quantiles(self, p: FloatArray) -> FloatArray:
+        from scipy import special
+
         with np.errstate(over="ignore"):
             quantiles: FloatArray = np.exp(self.mu + self.sigma * special.ndtri(p))
         return quantiles
@@ -241,6 +245,8 @@ class LogNormal(_Closed):
         E[X; z0 < Z < z1] = mean * (Phi(z1 - sigma) - Phi(z0 - sigma)), the partial expectation of the
         log-normal (Johnson, Kotz and Balakrishnan, Continuous Univariate Distributions 1, ch. 14).
         """
+        from scipy import special
+
         z = special.ndtri(edges)
         shifted = z - self.sigma
         # Above the median differences of the upper tail, which is small there, lose no digits.
@@ -288,6 +294,8 @@ class Gamma(_Closed):
         return self.spread * (self.spread / self.mean)
 
     def _standard_quantiles(self, p: FloatArray) -> FloatArray:
+        from scipy import special
+
         quantiles = np.empty(p.shape)
         upper = p > 0.5
         quantiles[upper] = special.gammainccinv(self.shape, 1 - p[upper])
@@ -302,6 +310,8 @@ class Gamma(_Closed):
 
         E[X; x0 < X < x1] = mean * (F(x1) - F(x0)), F being the gamma distribution of shape k + 1.
         """
+        from scipy import special
+
         x = self._standard_quantiles(edges)
         below, above = special.gammainc(self.shape + 1, x), special.gammaincc(self.shape + 1, x)
         share = np.where(below[:-1] > 0.5, above[:-1] - above[1:], below[1:] - below[:-1])

@@ -4,41 +4,27 @@ Order of simultaneous events, the same in every engine (also in docs/background/
 
 1. Timers due at the same picosecond fire in the order in which they were set (SimPy's own rule).
 2. A process runs until an effect makes it wait or until a process of a higher level is ready on its thread.
-3. Then the processes that became ready without a delay start, in the order in which they became ready, before the
-   next timer of the same picosecond fires.
+3. Then the processes that became ready without a delay start, before the next timer of the same picosecond fires:
+   those without a thread before the others, each kind in the order in which they became ready.
 4. On one thread the highest level runs first; of equals, the one that ran, then the one that was ready first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import simpy
-from simpy.events import Event, Timeout
+from simpy.events import NORMAL, Event, Timeout
 
 from iosim import effects as fx
-from iosim.engine.distributions import Distribution
+from iosim.effects import NO_COST, NOTIFY, SPEND, WAIT, WAIT_UNTIL
+from iosim.engine.costs import CostTable
 from iosim.engine.draws import DrawStream, stream_key
 from iosim.engine.system import Process, System
 
 BLOCKED, WAKING, READY, DONE = range(4)
-
-
-class CostTable:
-    """What the engine needs to know of costs: a distribution and a rate for each number.
-
-    Args:
-        names: The costs' names; they key the random streams.
-        distributions: One a cost, in ps.
-        rates: Additional ps per byte, in 1/1024 ps, one a cost.
-    """
-
-    def __init__(self, names: Sequence[str], distributions: Sequence[Distribution], rates: Sequence[int]) -> None:
-        self.names = list(names)
-        self.distributions = list(distributions)
-        self.rates = list(rates)
 
 
 class _Cpu:
@@ -58,7 +44,7 @@ class _Thread:
     """A thread: its processes by level, the one that runs, and whether it has left the guest (``parked``)."""
 
     __slots__ = ("blocked_since", "busy", "contexts", "cpu", "current", "dirty", "index", "name", "outranked",
-                 "own_cpu", "parked", "priority", "queued", "switches")  # fmt: skip
+                 "parked", "priority", "queued", "switches")  # fmt: skip
 
     def __init__(self, index: int, name: str, priority: int) -> None:
         self.index = index
@@ -68,7 +54,6 @@ class _Thread:
         self.current: _Context | None = None
         self.parked: _Context | None = None
         self.cpu: _Cpu | None = None
-        self.own_cpu: _Cpu | None = None
         self.queued = False
         self.dirty = False
         self.outranked = False
@@ -77,11 +62,22 @@ class _Thread:
         self.switches = 0
 
 
+class _Timer(Event):
+    """The SimPy event of one process's timers: set again when it has fired, where a `Timeout` would be made anew."""
+
+    _ok = True
+    _value = None
+
+    def __init__(self, env: simpy.Environment, context: _Context) -> None:
+        self.env = env
+        self.context = context
+
+
 class _Context:
     """A process in the engine: what it waits for, what is left of its spend, and its random streams."""
 
-    __slots__ = ("channel", "gate", "generator", "index", "level", "name", "on_timer", "ready_at", "remaining",
-                 "spinning", "started", "state", "streams", "thread", "timer", "wake")  # fmt: skip
+    __slots__ = ("channel", "draws", "due", "gate", "generator", "index", "level", "name", "ready_at", "remaining",
+                 "spare", "spinning", "started", "state", "thread", "timer", "wake")  # fmt: skip
 
     def __init__(self, index: int, name: str, generator: Process, thread: _Thread | None, level: int) -> None:
         self.index = index
@@ -92,14 +88,15 @@ class _Context:
         self.state = READY
         self.remaining = 0
         self.started = 0
-        self.timer: Event | None = None
+        self.due = 0
+        self.timer: _Timer | None = None
+        self.spare: _Timer | None = None
         self.channel = -1
         self.wake = fx.NO_COST
         self.spinning = -1
         self.ready_at = 0
-        self.streams: list[DrawStream | None] = []
+        self.draws: list[Callable[[], int] | None] = []
         self.gate: Event
-        self.on_timer: Any
 
 
 class SimpyEngine:
@@ -128,6 +125,7 @@ class SimpyEngine:
         switch: int = fx.NO_COST,
     ) -> None:
         self.env = simpy.Environment() if env is None else env
+        self._schedule = self.env.schedule
         self.clock = system.clock
         self.system = system
         self.costs = costs
@@ -146,15 +144,14 @@ class SimpyEngine:
         self._owner: list[_Context | None] = [None] * len(system.locks)
         self._line: list[list[_Context]] = [[] for _ in system.locks]
         self._threads = [_Thread(i, t.name, t.priority) for i, t in enumerate(system.threads)]
-        self._cpus = [_Cpu(i) for i in range(cpus if cpus else len(self._threads))]
-        if not cpus:
-            for thread, cpu in zip(self._threads, self._cpus, strict=True):
-                thread.own_cpu = cpu
+        # Empty where each thread has a CPU of its own: then there is nothing to choose, to take or to give back.
+        self._cpus = [_Cpu(i) for i in range(cpus)]
         self._queue: list[_Thread] = []
         self._dirty: list[_Thread] = []
         self._ready_free: list[_Context] = []
         self._draining = False
         self._ready_count = 0
+        self._on_timer: list[Any] = [self._timer_fired]
         self._contexts = [self._install(i) for i in range(len(system.processes))]
         # Started by one event, so that a user's own processes may be added before time 0 passes.
         start = Timeout(self.env, 0)
@@ -191,7 +188,7 @@ class SimpyEngine:
 
     def busy(self) -> list[int]:
         """Return the time each thread has run so far (ps), in the order of ``system.threads``."""
-        now = self.clock.now
+        now = int(self.env.now)
         out = []
         for thread in self._threads:
             current = thread.current
@@ -209,8 +206,7 @@ class SimpyEngine:
         spec = self.system.processes[index]
         thread = self._threads[spec.thread] if spec.thread >= 0 else None
         context = _Context(index, spec.name, spec.generator, thread, spec.level)
-        context.streams = [None] * len(self.costs.names)
-        context.on_timer = partial(self._timer_fired, context)
+        context.draws = [None] * len(self.costs.names)
         gate = Event(self.env)
         gate._ok = True
         gate._value = None
@@ -242,20 +238,26 @@ class SimpyEngine:
         callbacks itself, when its thread has the CPU. So a process costs one event a timer, none for its turn.
         """
         gate = context.gate
-        perform = self._perform
+        thread = context.thread
+        perform, draw, set_timer = self._perform, self._draw, self._set_timer
         yield gate
-        for effect in context.generator:
-            if perform(context, effect):
+        for op, a, b, c in context.generator:
+            # Most effects are spends: they are played here, without another call.
+            if op == SPEND:
+                duration = draw(context, a, b)
+                if duration:
+                    context.remaining = duration
+                    if thread is None or not thread.outranked:
+                        set_timer(context, duration)
+                    yield gate
+            elif perform(context, op, a, b, c):
                 yield gate
         self._finish(context)
 
     def _resume(self, context: _Context) -> None:
         gate = context.gate
-        callbacks = gate.callbacks
-        assert callbacks is not None
-        gate.callbacks = []
-        for callback in callbacks:
-            callback(gate)
+        # SimPy's process waits at the gate alone, and puts itself back when it waits there again.
+        gate.callbacks.pop()(gate)  # type: ignore[union-attr]
 
     def _finish(self, context: _Context) -> None:
         context.state = DONE
@@ -265,21 +267,12 @@ class SimpyEngine:
                 thread.parked = None
             self._mark(thread)
 
-    def _perform(self, context: _Context, effect: fx.Effect) -> bool:
-        """Carry out one effect; return whether the process now waits at its gate."""
-        op, a, b, c = effect
+    def _perform(self, context: _Context, op: int, a: int, b: int, c: int) -> bool:
+        """Carry out one effect other than a spend; return whether the process now waits at its gate."""
         thread = context.thread
-        if op == fx.SPEND:
-            duration = self._draw(context, a, b)
-            if duration == 0:
-                return False
-            context.remaining = duration
-            if thread is None or not thread.outranked:
-                self._set_timer(context, duration)
-            return True
-        if op == fx.NOTIFY:
+        if op == NOTIFY:
             self._notify(a)
-        elif op == fx.WAIT or op == fx.WAIT_UNTIL:
+        elif op == WAIT or op == WAIT_UNTIL:
             if self._latched[a]:
                 self._latched[a] = False
                 return False
@@ -288,7 +281,7 @@ class SimpyEngine:
             self._waiter[a] = context
             context.channel = a
             context.wake = b
-            if op == fx.WAIT_UNTIL:
+            if op == WAIT_UNTIL:
                 self._set_timer(context, max(0, c - self.clock.now))
             self._block(context)
             return True
@@ -344,49 +337,58 @@ class SimpyEngine:
                 assert timer.callbacks is not None
                 timer.callbacks.append(partial(self._signal_arrived, a))
         else:
-            raise RuntimeError(f"process '{context.name}' yielded {effect!r}, which is no effect")
+            raise RuntimeError(f"process '{context.name}' yielded {(op, a, b, c)}, which is no effect")
         # A process of a higher level that became ready on this very thread runs before the next step of this one.
         return thread is not None and thread.outranked
 
     def _draw(self, context: _Context, cost: int, amount: int) -> int:
         if cost < 0:
             return 0
-        stream = context.streams[cost]
-        if stream is None:
-            key = stream_key(self.seed, self.replication, f"{context.name}/{self.costs.names[cost]}")
-            stream = context.streams[cost] = DrawStream(key, self.costs.distributions[cost])
-        duration = stream.draw()
+        draw = context.draws[cost]
+        if draw is None:
+            draw = context.draws[cost] = self._stream(context.name, cost).draw
+        duration = draw()
         if amount:
             duration += amount * self._rates[cost] >> 10
         self.cost_time[cost] += duration
         self.cost_count[cost] += 1
         return duration
 
+    def _stream(self, drawer: str, cost: int) -> DrawStream:
+        key = stream_key(self.seed, self.replication, f"{drawer}/{self.costs.names[cost]}")
+        return DrawStream(key, self.costs.distributions[cost])
+
     # -- channels, locks, timers --------------------------------------------------------------------------------
 
     def _set_timer(self, context: _Context, delay: int) -> None:
-        timer = Timeout(self.env, delay)
-        assert timer.callbacks is not None
-        timer.callbacks.append(context.on_timer)
+        timer = context.spare
+        if timer is None:
+            timer = _Timer(self.env, context)
+        else:
+            context.spare = None
+        timer.callbacks = self._on_timer
         context.timer = timer
-        context.started = self.clock.now
+        context.started = now = self.clock.now
+        context.due = now + delay
         self.events += 1
+        self._schedule(timer, NORMAL, delay)
 
-    def _timer_fired(self, context: _Context, event: Event) -> None:
-        if event is not context.timer:
+    def _timer_fired(self, timer: _Timer) -> None:
+        context = timer.context
+        context.spare = timer
+        if timer is not context.timer:
             return  # the spend was preempted or the wait was over before: a timer nobody waits for any more
         context.timer = None
-        now = self.clock.now = int(self.env.now)
+        now = self.clock.now = context.due
         thread = context.thread
         if context.state == READY:
             context.remaining = 0
             if context.spinning >= 0:
                 self._end_spin(context)
-            if thread is None:
-                self._resume(context)
-            else:
+            if thread is not None:
                 thread.busy += now - context.started
-                self._resume(context)
+            gate = context.gate
+            gate.callbacks.pop()(gate)
         elif context.state == WAKING:
             if context.channel >= 0:
                 self._latched[context.channel] = False
@@ -395,7 +397,8 @@ class SimpyEngine:
             self._make_ready(context)
         else:
             self._wake(context)
-        self._drain()
+        if self._dirty or self._ready_free:
+            self._drain()
 
     def _signal_arrived(self, channel: int, _event: Event) -> None:
         self.clock.now = int(self.env.now)
@@ -455,8 +458,10 @@ class SimpyEngine:
 
     def _wake(self, context: _Context) -> None:
         """Begin to wake a blocked process: after one draw of its wake cost it is ready."""
-        delay = self._draw(context, context.wake, 0)
-        context.wake = fx.NO_COST
+        delay = 0
+        if context.wake != NO_COST:
+            delay = self._draw(context, context.wake, 0)
+            context.wake = NO_COST
         if delay:
             context.state = WAKING
             self._set_timer(context, delay)
@@ -534,24 +539,27 @@ class SimpyEngine:
         best = self._pick(thread)
         current = thread.current
         if current is not None and current is not best:
-            self._suspend(current)
+            if current.timer is not None:
+                self._suspend(current)
             thread.current = None
         if best is None:
-            self._release(thread)
+            thread.blocked_since = True
+            if self._cpus:
+                self._release(thread)
             return
-        if thread.cpu is None and not self._acquire(thread):
-            return
-        if thread.current is not best:
-            thread.current = best
+        if self._cpus:
+            if thread.cpu is None and not self._acquire(thread):
+                return
+        elif thread.blocked_since:
+            thread.switches += 1
+            thread.blocked_since = False
+        thread.current = best
         if best.timer is None:
-            self._go(best)
-
-    def _go(self, context: _Context) -> None:
-        """Continue the spend of a process that has its CPU, or its code where no spend is left."""
-        if context.remaining > 0:
-            self._set_timer(context, context.remaining)
-        else:
-            self._resume(context)
+            # Continue its spend, or its code where no spend is left.
+            if best.remaining > 0:
+                self._set_timer(best, best.remaining)
+            else:
+                self._resume(best)
 
     def _suspend(self, context: _Context) -> None:
         if context.state == READY and context.timer is not None:
@@ -569,9 +577,7 @@ class SimpyEngine:
         """Put a runnable thread on a CPU, or in the run queue."""
         if thread.queued:
             return False
-        cpu = thread.own_cpu
-        if cpu is None:
-            cpu = self._idle_cpu(thread)
+        cpu = self._idle_cpu(thread)
         if cpu is None:
             victim = min(
                 (c.thread for c in self._cpus if c.thread is not None), key=lambda t: (t.priority, t.index)
@@ -611,11 +617,7 @@ class SimpyEngine:
     def _switch_cost(self, thread: _Thread) -> int:
         stream = self._switch_streams.get(thread.index)
         if stream is None:
-            name = f"{thread.name}/{self.costs.names[self._switch]}"
-            stream = DrawStream(
-                stream_key(self.seed, self.replication, name), self.costs.distributions[self._switch]
-            )
-            self._switch_streams[thread.index] = stream
+            stream = self._switch_streams[thread.index] = self._stream(thread.name, self._switch)
         duration = stream.draw()
         self.cost_time[self._switch] += duration
         self.cost_count[self._switch] += 1
@@ -634,7 +636,7 @@ class SimpyEngine:
                     self._begin_slice(cpu)
 
     def _begin_slice(self, cpu: _Cpu) -> None:
-        if cpu.thread is None or cpu.thread.own_cpu is not None:
+        if cpu.thread is None:
             return
         timer = Timeout(self.env, self._timeslice)
         assert timer.callbacks is not None
@@ -673,7 +675,6 @@ class SimpyEngine:
         if thread.queued:
             thread.queued = False
             self._queue.remove(thread)
-        thread.blocked_since = True
         cpu = thread.cpu
         if cpu is None:
             return

@@ -317,6 +317,9 @@ class _Costs:
                 dist = _with_spread(dist, entry["spread"], place)
             kind = entry.get("kind", "primary")
         else:
+            for part in ("minus", "share"):
+                if part in entry:
+                    raise IosimError(f"has {part}, which needs of: the measured whole that it is a part of", place)
             shape = {k: v for k, v in entry.items() if k in _SHAPES and k != "unit"}
             dist = Constant(0.0)
             if set(shape) == {"value"}:

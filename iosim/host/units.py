@@ -128,8 +128,10 @@ def parse_count(value: object, where: str | None = None) -> float:
         return number
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise IosimError(f"{value!r} is no number", where)
-    if not math.isfinite(value) or value < 0:
+    if (isinstance(value, float) and not math.isfinite(value)) or value < 0:
         raise IosimError(f"number {value} must be finite, 0 or more", where)
+    if value > 10**300:
+        raise IosimError("a number of more than 300 digits is too large", where)
     return float(value)
 
 

@@ -14,8 +14,9 @@ ROOT = Path(iosim.__file__).parent
 ROOMS = [
     ["version", "errors", "files"],
     ["ring", "virtio"],
+    ["requests", "fifo"],
     ["effects", "engine"],
-    ["requests", "fifo", "window"],
+    ["window"],
     ["host"],
     ["guest"],
     ["settings", "workload"],

@@ -103,7 +103,8 @@ def properties() -> str:
         else:
             shown = default(value)
         rows.append([code(f"host.{name}"), shown, unit, meaning])
-    rows.append([code(f"host.{CONSTANT_COSTS}"), "off", "on, off", "replace every cost by its mean: nothing is random"])
+    meaning = "replace every cost by its mean: nothing is random"
+    rows.append([code(f"host.{CONSTANT_COSTS}"), "false", "true, false", meaning])
     return table(("setting", "default", "unit", "meaning"), rows)
 
 

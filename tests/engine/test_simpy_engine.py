@@ -11,8 +11,9 @@ import simpy
 import iosim
 from iosim import effects as fx
 from iosim.effects import Effect
+from iosim.engine.costs import CostTable
 from iosim.engine.distributions import Constant, Distribution, Exponential
-from iosim.engine.simpy_engine import CostTable, SimpyEngine
+from iosim.engine.simpy_engine import SimpyEngine
 from iosim.engine.system import System
 
 Processes = Generator[Effect, None, None]

@@ -130,6 +130,8 @@ def test_constant_costs_keep_their_means() -> None:
         ("[costs.vm_exit]\nof = 'copies_and_wakeups.ppoll_or_read'\nminus = ['vm_exit']", "worked out from itself"),
         ("[costs.vm_exit]\nof = 'copies_and_wakeups.ppoll_or_read'\nminus = ['vcpu_wakeup']", "would be negative"),
         ("[costs.vm_exit]\nof = 'copies_and_wakeups.ppoll_or_read'\nshare = 7", "share must lie between 0 and 1"),
+        ("[costs.vm_exit]\nvalue = 5\nunit = 'ns'\nminus = ['vm_entry']", "has minus, which needs of"),
+        ("[costs.vm_exit]\nvalue = 5\nunit = 'ns'\nshare = 0.5", "has share, which needs of"),
         ("[costs]\nvm_exit = 5", "must be a table"),
         ("costs = 5", "f: costs: must be a table"),
         ("[properties]\nhalt_pol_ns = {value='1us'}", "did you mean 'halt_poll_ns'?"),

@@ -80,7 +80,7 @@ def trace_of(settings: dict[str, object], workload: str, periods: int) -> list[s
     path.env.run(until=20_000_000_000)
     device.tracing = True
     path.env.run(until=path.env.now + periods * 5_000_000_000)
-    return [f"{'W' if written else 'R'} {REGISTER_NAMES[register]}" for register, written in device.trace]
+    return [f"{'W' if entry & 1 else 'R'} {REGISTER_NAMES[entry >> 1]}" for entry in device.trace]
 
 
 def assert_repeats(trace: list[str], sequence: list[str]) -> None:
