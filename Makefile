@@ -31,7 +31,7 @@ $(BIN)/pip:
 
 $(VENV)/.run: pyproject.toml | $(BIN)/pip
 	@echo "Installing iosim into $(VENV) ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fast]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/pip

@@ -40,6 +40,7 @@ def _common(command: F) -> F:
         click.option("--host", default="composite", metavar="NAME|FILE", help="Costs: see 'iosim hosts'."),
         click.option("--requests", "-n", metavar="N", help="Requests to measure (default 20000)."),
         click.option("--duration", metavar="TIME", help="Length of the measured window instead, as 100ms."),
+        click.option("--engine", metavar="NAME", help="simpy, compiled or auto (default): the result is the same."),
         click.option("--seed", metavar="N", help="Keys the random numbers (default 1)."),
         click.option(
             "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as workload.size=1000."
@@ -243,6 +244,8 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
         "host": options["host"],
         "settings": split_pairs(options["pairs"], "--set"),
     }
+    if options["engine"] is not None:
+        found["settings"] = {**found["settings"], "run.engine": options["engine"]}
     for name in ("requests", "duration", "seed"):
         text = options[name]
         found[name] = None if text is None else literal(text) if name != "duration" else text

@@ -1,37 +1,26 @@
-"""Independent runs side by side on several processes, with one progress for all."""
+"""Independent runs side by side, with one progress for all.
+
+Compiled runs are threads: they hold Python's lock only when they look up. Runs on SimPy are processes.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from typing import Any
+from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 
 from iosim.result import Result
-from iosim.run import run
+from iosim.run import engine_for, run
 from iosim.specification import Specification
+from iosim.workers import pool
 
 Progress = Callable[[float], None]
-
-_fractions: Any = None
 
 
 def cores() -> int:
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def _begin(fractions: Any) -> None:
-    global _fractions
-    _fractions = fractions
-
-
-def _one(place: int, spec: Specification) -> Result:
-    def report(fraction: float) -> None:
-        _fractions[place] = fraction
-
-    return run(spec, report)
 
 
 def run_all(
@@ -42,34 +31,37 @@ def run_all(
     Args:
         specs: What to run.
         progress: Called with the fraction of all that is done.
-        workers: Processes; all cores by default, 1 runs here.
+        workers: Threads or processes; all cores by default, 1 runs here.
 
     Raises:
         IosimError: From a run; the first one.
     """
     workers = min(len(specs), cores() if workers is None else workers)
+    done = [0.0] * len(specs)
+
+    def report(place: int, fraction: float) -> None:
+        done[place] = fraction
+        if progress is not None and workers == 1:
+            progress(sum(done) / len(specs))
+
     if workers <= 1:
-        results = []
-        for i, spec in enumerate(specs):
-            each = None if progress is None else lambda f, i=i: progress((i + f) / len(specs))
-            results.append(run(spec, each))
-        return results
-    # fork: the children inherit what is imported, and a script or notebook needs no __main__ guard.
-    context = multiprocessing.get_context("fork")
-    fractions = context.Array("d", len(specs), lock=False)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(fractions,))
-    try:
-        futures = [pool.submit(_one, i, spec) for i, spec in enumerate(specs)]
-        open_futures = set(futures)
-        while open_futures:
-            done, open_futures = wait(open_futures, timeout=0.2, return_when=FIRST_EXCEPTION)
-            for future in done:
+        return [run(spec, lambda f, i=i: report(i, f)) for i, spec in enumerate(specs)]  # type: ignore[misc]
+    compiled = all(engine_for(spec) == "compiled" for spec in specs)
+    executor: AbstractContextManager[Executor] = ThreadPoolExecutor(workers) if compiled else pool(workers)
+    with executor as started:
+        if compiled:
+            futures = [
+                started.submit(run, spec, lambda f, i=i: report(i, f))  # type: ignore[misc]
+                for i, spec in enumerate(specs)
+            ]
+        else:
+            futures = [started.submit(run, spec) for spec in specs]
+        waiting = set(futures)
+        while waiting:
+            finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+            for future in finished:
                 future.result()
+                done[futures.index(future)] = 1.0
             if progress is not None:
-                progress(sum(fractions) / len(specs))
-        return [future.result() for future in futures]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((pool._processes or {}).values()):
-            if process.is_alive():
-                process.terminate()
+                progress(sum(done) / len(specs))
+    return [future.result() for future in futures]

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
-ENGINE: Final = "simpy"
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Result:
         threads: Names of the threads, in the order of each snapshot's ``busy``.
         events: Timers set by the engine, over the whole run.
         warnings: One line each.
+        engine: Which engine played it: ``simpy`` or ``compiled``; all else is the same with either.
     """
 
     specification: Specification
@@ -77,6 +77,7 @@ class Result:
     threads: list[str]
     events: int
     warnings: list[str]
+    engine: str = "simpy"
     confidence: float = 0.95
 
     def __repr__(self) -> str:
@@ -210,7 +211,7 @@ class Result:
             "workload": w.name,
             "settings": self.specification.settings(),
             "seed": self.specification.run.seed,
-            "engine": ENGINE,
+            "engine": self.engine,
             "version": __version__,
             "requests": len(self.rows),
             "duration_ns": self.duration_ns,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import simpy
@@ -20,13 +21,22 @@ from iosim.host.machine import Machine
 from iosim.model import Model
 from iosim.requests import filled
 from iosim.result import Result, Snapshot
+from iosim.ring.errors import raise_for
 from iosim.specification import Specification, specify
 from iosim.window import NEVER
+from iosim.workload.spec import Workload
+
+if TYPE_CHECKING:
+    from iosim.engine.compiled.engine import CompiledEngine
 
 BATCHES: Final = 32
 """Batches of the measured window, at whose ends counters are read: what intervals of rates and counts rest on."""
 OVERLOAD: Final = 20
 """A run ends when it has created this many times the requests it was asked for: the path is overloaded."""
+
+COMPILED_FROM: Final = 5_000
+"""Requests from which `auto` takes the compiled engine: about where making the code pays off."""
+OBSERVER: Final = "observer"
 
 Progress = Callable[[float], None]
 """Called with the fraction of the run that is done."""
@@ -94,17 +104,22 @@ def install_specification(spec: Specification, env: simpy.Environment | None = N
 
 
 def _engine(spec: Specification, machine: Machine, env: simpy.Environment | None) -> SimpyEngine:
+    return SimpyEngine(machine.system, _costs(spec), env=env, **_engine_options(spec))
+
+
+def _costs(spec: Specification) -> CostTable:
+    return CostTable(costs.NAMES, spec.cost_distributions(), spec.cost_rates())
+
+
+def _engine_options(spec: Specification) -> dict[str, int]:
     p = spec.host.properties
-    return SimpyEngine(
-        machine.system,
-        CostTable(costs.NAMES, spec.cost_distributions(), spec.cost_rates()),
-        seed=spec.run.seed,
-        replication=spec.run.replication,
-        env=env,
-        cpus=int(p["cpus"].value),
-        timeslice=max(1, int(p["timeslice"].value)),
-        switch=costs.CONTEXT_SWITCH if p["cpus"].value else NO_COST,
-    )
+    return {
+        "seed": spec.run.seed,
+        "replication": spec.run.replication,
+        "cpus": int(p["cpus"].value),
+        "timeslice": max(1, int(p["timeslice"].value)),
+        "switch": costs.CONTEXT_SWITCH if p["cpus"].value else NO_COST,
+    }
 
 
 def dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,11 +169,16 @@ def simulate(
 
 
 def run(spec: Specification, progress: Progress | None = None) -> Result:
-    """Run a specification."""
+    """Run a specification, on the engine that it names or that suits its length; the result is the same."""
     machine = spec.model.build(spec.host, spec.workload, spec.device)
     observer = _Observer(spec, machine, progress)
-    machine.system.process("observer", observer.watch())
-    engine = _engine(spec, machine, None)
+    machine.system.process(OBSERVER, observer.watch())
+    engine: SimpyEngine | CompiledEngine
+    name = engine_for(spec)
+    if name == "compiled":
+        engine = _compiled_engine(spec, machine)
+    else:
+        engine = _engine(spec, machine, None)
     observer.engine = engine
     try:
         engine.run()
@@ -171,7 +191,44 @@ def run(spec: Specification, progress: Progress | None = None) -> Result:
             f"{spec.model.name}: the run stands still at {machine.clock.now / 1e6:.3f} us with {under_way} requests "
             "under way: a notification was lost, which is an error in the model"
         ) from None
-    return observer.result()
+    return observer.result(name)
+
+
+def engine_for(spec: Specification) -> str:
+    """Return the engine for a run: ``simpy`` or ``compiled``.
+
+    Raises:
+        IosimError: The compiled engine was asked for and cannot be had.
+    """
+    if spec.run.engine == "simpy":
+        return "simpy"
+    available = compiled_available()
+    if spec.run.engine == "compiled":
+        if not available:
+            raise IosimError("the compiled engine needs llvmlite: pip install 'iosim[fast]'", "run.engine")
+        return "compiled"
+    long = spec.run.duration is not None or spec.run.requests >= COMPILED_FROM
+    return "compiled" if available and long else "simpy"
+
+
+def compiled_available() -> bool:
+    """Whether the compiled engine can be used here."""
+    return importlib.util.find_spec("llvmlite") is not None
+
+
+def _compiled_engine(spec: Specification, machine: Machine) -> CompiledEngine:
+    # Loading LLVM takes a while: only who uses it waits for it.
+    from iosim.engine.compiled.engine import CompiledEngine
+
+    return CompiledEngine(
+        machine.system,
+        _costs(spec),
+        table=machine.table,
+        state=[machine, machine.window, machine.counters],
+        opaque=(Host, Workload),
+        check=raise_for,
+        **_engine_options(spec),
+    )
 
 
 class _Observer:
@@ -181,7 +238,7 @@ class _Observer:
         self.spec = spec
         self.machine = machine
         self.progress = progress
-        self.engine: SimpyEngine
+        self.engine: SimpyEngine | CompiledEngine
         self.snapshots: list[Snapshot] = []
         self.warnings: list[str] = []
 
@@ -250,7 +307,7 @@ class _Observer:
         if self.progress is not None:
             self.progress(fraction)
 
-    def result(self) -> Result:
+    def result(self, engine: str) -> Result:
         first, last = self.snapshots[0], self.snapshots[-1]
         table, window = self.machine.table, self.machine.window
         if self._under_way() != 0:
@@ -286,6 +343,7 @@ class _Observer:
             threads=[thread.name for thread in self.machine.system.threads],
             events=self.engine.events,
             warnings=self.warnings,
+            engine=engine,
         )
 
     def _check_stationary(self) -> None:

@@ -113,6 +113,9 @@ class RunSettings(Settings):
     )
     duration: Time | None = Field(None, gt=0, description="length of the window, in place of run.requests")
     seed: Whole = Field(1, ge=0, le=2**63 - 1, description="keys the random numbers")
+    engine: Literal["auto", "simpy", "compiled"] = Field(
+        "auto", description="simpy, compiled, or auto: compiled for long runs where llvmlite is installed"
+    )
     replication: Whole = Field(0, ge=0, le=2**31 - 1, description="keys them too: another sample of the same")
 
 

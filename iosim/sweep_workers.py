@@ -1,28 +1,12 @@
-"""The points of a sweep, run one after another here or many at once in worker processes.
-
-Workers come from a fork server. Forking the caller itself would copy the locks of its threads (a notebook's
-kernel, a progress display, Arrow) in whatever state they are; starting each worker afresh costs half a second
-of imports. The server is a new process without threads that imports iosim once and is forked from then on.
-
-Python would have every worker import the caller's main module, and so run a script that has no
-``if __name__ == "__main__"`` once more. Workers need nothing of it, so it is hidden while they start.
-"""
+"""The points of a sweep, run one after another here or many at once in worker processes (`iosim.workers`)."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import types
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from iosim.errors import IosimError
@@ -32,6 +16,7 @@ from iosim.result import PERCENTILES, Result
 from iosim.run import run
 from iosim.specification import specify
 from iosim.statistics import Estimate
+from iosim.workers import pool
 
 Row = dict[str, Any]
 """What a point gave, by the name of the table's column."""
@@ -106,7 +91,7 @@ def in_workers(
     Raises:
         IosimError: A worker was killed.
     """
-    with _pool(workers, hosts) as executor:
+    with pool(workers, _prepare, (dict(hosts),), preload=__name__) as executor:
         pending: dict[Future[Row], Task] = {}
         # No more than the workers will soon take: an interrupted sweep has little to call back.
         _submit(executor, pending, islice(tasks, 2 * workers))
@@ -130,56 +115,15 @@ def _outcome(future: Future[Row]) -> Row:
 
 def _submit(executor: ProcessPoolExecutor, pending: dict[Future[Row], Task], tasks: Iterator[Task]) -> None:
     for task in tasks:
-        with _main_hidden():  # submitting is what starts workers
-            pending[executor.submit(_work, task)] = task
-
-
-@contextlib.contextmanager
-def _pool(workers: int, hosts: Mapping[str, Host]) -> Iterator[ProcessPoolExecutor]:
-    """Workers that end at once, in the middle of a point, when the block ends with an exception."""
-    server = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if server else "spawn")
-    if server:
-        context.set_forkserver_preload([__name__])
-    alive, parent = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(workers, context, _prepare, (dict(hosts), alive))
-    try:
-        yield executor
-    except BaseException:
-        parent.close()
-        raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-        parent.close()
-        alive.close()
-
-
-@contextlib.contextmanager
-def _main_hidden() -> Iterator[None]:
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+        pending[executor.submit(_work, task)] = task
 
 
 _hosts: dict[str, Host] = {}
 """The hosts of the sweep, in a worker: sent once, not with each point."""
 
 
-def _prepare(hosts: Mapping[str, Host], alive: Connection) -> None:
-    """Make a process a worker: Ctrl-C is the parent's business, and a worker does not outlive its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _prepare(hosts: Mapping[str, Host]) -> None:
     _hosts.update(hosts)
-    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
-
-
-def _end_with(alive: Connection) -> None:
-    """End this process when the parent closes its end of the pipe, be it by its own end."""
-    with contextlib.suppress(EOFError, OSError):
-        alive.recv()
-    os._exit(1)
 
 
 def _work(task: Task) -> Row:

@@ -18,8 +18,21 @@ from typing import Any
 import simpy
 from simpy.events import NORMAL, Event, Timeout
 
-from iosim import effects as fx
-from iosim.effects import NO_COST, NOTIFY, SPEND, WAIT, WAIT_UNTIL
+from iosim.effects import (
+    ENTER_GUEST,
+    GIVE,
+    LEAVE_GUEST,
+    LEVEL,
+    NO_COST,
+    NOTIFY,
+    NOTIFY_AFTER,
+    SLEEP_UNTIL,
+    SPEND,
+    SPIN,
+    TAKE,
+    WAIT,
+    WAIT_UNTIL,
+)
 from iosim.engine.costs import CostTable
 from iosim.engine.draws import DrawStream, stream_key
 from iosim.engine.system import Process, System
@@ -92,7 +105,7 @@ class _Context:
         self.timer: _Timer | None = None
         self.spare: _Timer | None = None
         self.channel = -1
-        self.wake = fx.NO_COST
+        self.wake = NO_COST
         self.spinning = -1
         self.ready_at = 0
         self.draws: list[Callable[[], int] | None] = []
@@ -122,7 +135,7 @@ class SimpyEngine:
         env: simpy.Environment | None = None,
         cpus: int = 0,
         timeslice: int = 3_000_000_000,
-        switch: int = fx.NO_COST,
+        switch: int = NO_COST,
     ) -> None:
         self.env = simpy.Environment() if env is None else env
         self._schedule = self.env.schedule
@@ -257,7 +270,7 @@ class SimpyEngine:
     def _resume(self, context: _Context) -> None:
         gate = context.gate
         # SimPy's process waits at the gate alone, and puts itself back when it waits there again.
-        gate.callbacks.pop()(gate)  # type: ignore[union-attr]
+        gate.callbacks.pop()(gate)
 
     def _finish(self, context: _Context) -> None:
         context.state = DONE
@@ -285,22 +298,22 @@ class SimpyEngine:
                 self._set_timer(context, max(0, c - self.clock.now))
             self._block(context)
             return True
-        elif op == fx.LEVEL:
+        elif op == LEVEL:
             raised = a >= context.level
             context.level = a
             if raised:
                 return False
             return self._checkpoint(context)
-        elif op == fx.LEAVE_GUEST:
+        elif op == LEAVE_GUEST:
             assert thread is not None
             thread.parked = context
             thread.outranked = False
             return False
-        elif op == fx.ENTER_GUEST:
+        elif op == ENTER_GUEST:
             assert thread is not None
             thread.parked = None
             return self._checkpoint(context)
-        elif op == fx.SPIN:
+        elif op == SPIN:
             if self._latched[a]:
                 self._latched[a] = False
                 return False
@@ -312,7 +325,7 @@ class SimpyEngine:
             if thread is None or not thread.outranked:
                 self._set_timer(context, b)
             return True
-        elif op == fx.TAKE:
+        elif op == TAKE:
             if self._owner[a] is None:
                 self._owner[a] = context
                 return False
@@ -320,15 +333,15 @@ class SimpyEngine:
             context.wake = b
             self._block(context)
             return True
-        elif op == fx.GIVE:
+        elif op == GIVE:
             self._give(context, a)
-        elif op == fx.SLEEP_UNTIL:
+        elif op == SLEEP_UNTIL:
             if a <= self.clock.now:
                 return False
             self._set_timer(context, a - self.clock.now)
             self._block(context)
             return True
-        elif op == fx.NOTIFY_AFTER:
+        elif op == NOTIFY_AFTER:
             delay = self._draw(context, b, c)
             if delay == 0:
                 self._notify(a)
@@ -379,7 +392,7 @@ class SimpyEngine:
         if timer is not context.timer:
             return  # the spend was preempted or the wait was over before: a timer nobody waits for any more
         context.timer = None
-        now = self.clock.now = context.due
+        now = self.clock.now = context.due  # which is env.now
         thread = context.thread
         if context.state == READY:
             context.remaining = 0
@@ -387,8 +400,7 @@ class SimpyEngine:
                 self._end_spin(context)
             if thread is not None:
                 thread.busy += now - context.started
-            gate = context.gate
-            gate.callbacks.pop()(gate)
+            self._resume(context)
         elif context.state == WAKING:
             if context.channel >= 0:
                 self._latched[context.channel] = False

@@ -26,6 +26,7 @@ ROOMS = [
     ["statistics"],
     ["result"],
     ["run"],
+    ["workers"],
     ["parallel", "qemu"],
     ["compare"],
     ["sweep_values", "sweep_workers", "sweep"],

@@ -33,6 +33,7 @@ UNITS = {
     "run.duration": "time",
     "run.seed": "number",
     "run.replication": "number",
+    "run.engine": "name",
     "device.hub": "on, off",
     "device.event_idx": "on, off",
     "device.mitigation": "on, off",
