@@ -227,6 +227,7 @@ def _compiled_engine(spec: Specification, machine: Machine) -> CompiledEngine:
         state=[machine, machine.window, machine.counters],
         opaque=(Host, Workload),
         check=raise_for,
+        expected=0 if spec.run.duration is not None else spec.run.requests + spec.warmup,
         **_engine_options(spec),
     )
 

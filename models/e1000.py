@@ -131,7 +131,8 @@ def tap_send(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
 
 def build(host: Host, workload: Workload, settings: E1000Settings) -> Machine:
     """Put the path together for one run."""
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1)
+    buffers = settings.tx_descriptors + settings.rx_descriptors
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers)
     loop = MainLoop(room.machine, items=2)
     room.network.reader = loop.work
     room.network.reader_item = TAP

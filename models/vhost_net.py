@@ -263,7 +263,8 @@ def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, No
 
 def build(host: Host, workload: Workload, settings: VhostNetSettings) -> Machine:
     """Put the path together for one run."""
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=2)
+    buffers = settings.rx_queue_size + settings.tx_queue_size
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=2, buffers=buffers)
     thread = room.system.thread("vhost")
     work = WorkQueue(room.system, "vhost worker", items=3)
     room.network.reader = work

@@ -276,7 +276,8 @@ def virtio_notify(q: QemuVirtioNet, queue: DeviceQueue, vector: int) -> Generato
 
 def build(host: Host, workload: Workload, settings: VirtioNetSettings) -> Machine:
     """Put the path together for one run."""
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=2)
+    buffers = settings.rx_queue_size + settings.tx_queue_size
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=2, buffers=buffers)
     loop = MainLoop(room.machine, items=3)
     room.network.reader = loop.work
     room.network.reader_item = TAP

@@ -18,8 +18,10 @@ from iosim.workload.client import Client
 from iosim.workload.path import Milestones
 from iosim.workload.spec import Workload
 
-GUEST_MEMORY = 32 << 20
-"""Bytes of guest memory simulated: rings and buffers of the largest queues fit well."""
+RINGS = 256 << 10
+"""Bytes of guest memory for rings: the largest, of 4096 descriptors both ways, fit well."""
+BUFFER = 2048
+"""Bytes of guest memory for a packet's buffer."""
 
 
 class NetworkRoom:
@@ -30,10 +32,17 @@ class NetworkRoom:
         workload: What is asked.
         rx, tx: The path's stages in both directions (see `Milestones`).
         vectors: Interrupt vectors of the guest's NIC; the guest's timer has one more.
+        buffers: Packet buffers that the guest's driver allocates.
     """
 
     def __init__(
-        self, host: Host, workload: Workload, rx: Mapping[str, Stage], tx: Mapping[str, Stage], vectors: int
+        self,
+        host: Host,
+        workload: Workload,
+        rx: Mapping[str, Stage],
+        tx: Mapping[str, Stage],
+        vectors: int,
+        buffers: int,
     ) -> None:
         p = host.properties
         self.host = host
@@ -41,7 +50,7 @@ class NetworkRoom:
         self.system = System()
         self.milestones = Milestones(workload, rx, tx)
         self.window = Window(self.system, RequestTable(self.milestones.stages, self.milestones.names))
-        self.machine = Machine(self.system, self.window, GuestMemory(GUEST_MEMORY))
+        self.machine = Machine(self.system, self.window, GuestMemory(RINGS + BUFFER * buffers))
         self.vcpu = Vcpu(
             self.machine,
             vectors + 1,

@@ -139,15 +139,21 @@ def test_compiled_once_for_a_structure_and_never_for_a_setting(monkeypatch: pyte
     assert code.compilations == before
 
 
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what this process has translated and compiled."""
+    monkeypatch.setattr(code, "_made", {})
+    monkeypatch.setattr("iosim.engine.compiled.engine._translations", {})
+
+
 def test_code_is_kept_on_disk_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(code, "_made", {})
+    forget(monkeypatch)
     chosen = {"run.engine": "compiled", "run.requests": 80}
     first = run(specify("vhost-net", settings=chosen))
     (kept,) = (tmp_path / "iosim").glob("*.o")
     assert kept.stat().st_size > 1000
     before = code.compilations
-    monkeypatch.setattr(code, "_made", {})  # as a new process would
+    forget(monkeypatch)  # as a new process would
     again = run(specify("vhost-net", settings=chosen))
     assert code.compilations == before
     assert again.to_json() == first.to_json()

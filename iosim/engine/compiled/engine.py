@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Final
 
 from iosim.effects import NO_COST, Effect
@@ -24,7 +26,9 @@ MARGIN: Final = 2048
 """Requests that may be created between two looks at the room left: more than are made at one instant."""
 FOREVER: Final = (1 << 63) - 1
 """A time that never comes."""
-GROWING: Final = {("Window", "order"): ROOM, ("Client", "connection"): ROOM}
+GROWING: Final = {("Window", "order"): 0, ("Client", "connection"): 0}
+"""Lists that a request is appended to, by class and attribute."""
+HEAP: Final = ("heap_time", "heap_sequence", "heap_what")
 
 
 class CompiledEngine:
@@ -35,6 +39,7 @@ class CompiledEngine:
         table: The request table that the processes fill.
         state: The objects the processes work on (the machine).
         opaque: Classes of objects that the hot path does not look into.
+        expected: Requests that will be made, if that is known: room for them from the start.
         check: A function that models call with a code and that raises for a bad one (below -1).
     """
 
@@ -52,6 +57,7 @@ class CompiledEngine:
         cpus: int = 0,
         timeslice: int = 3_000_000_000,
         switch: int = NO_COST,
+        expected: int = 0,
     ) -> None:
         self.system = system
         self.clock = system.clock
@@ -79,14 +85,18 @@ class CompiledEngine:
         calls = [self._call(i) for i in range(core.contexts)]
         roots = [core, *state, *(argument for _, arguments in calls for argument in arguments)]
         layout = Layout(roots, GROWING, (System, *opaque))
-        module = Module(layout, core, table, _intrinsics(layout, core, table, check))
+        signatures = [None if function is None else (function, _kinds(arguments)) for function, arguments in calls]
+        translated = self._translate(layout, signatures, check)
+        self._code = translated.code
         self._frames: list[tuple[int, list[Any]]] = []
-        self._frame_list = layout.words[layout.words[layout.attribute(core, "frame")]]
-        self._process_list = layout.words[layout.words[layout.attribute(core, "process")]]
-        for i, (function, arguments) in enumerate(calls):
-            self._frame(module, layout, i, function, arguments)
-        entries: list[Any] = [engine_core.run, engine_core.start, *PERFORM.values()]
-        self._code = code.fetch(module.text(entries))
+        for i, (signature, (_, arguments)) in enumerate(zip(signatures, calls, strict=True)):
+            if signature is not None:
+                number, size = translated.processes[signature]
+                place = layout.reserve(size)
+                # The layout looks at the engine's own lists when the memory is made.
+                core.process[i] = number
+                core.frame[i] = place
+                self._frames.append((place, arguments))
         self.memory = Memory(layout)
         if layout.guest is None:
             self._guest: Any = ctypes.create_string_buffer(8)
@@ -94,12 +104,11 @@ class CompiledEngine:
         else:
             self._guest = (ctypes.c_char * layout.guest.size).from_buffer(layout.guest.buffer)
             self._guest_at = ctypes.addressof(self._guest)
-        for i, (place, arguments) in enumerate(self._frames):
-            self.memory.words[self._frame_list + i] = place
+        for place, arguments in self._frames:
             for k, argument in enumerate(arguments):
                 value = argument if isinstance(argument, int) else layout.address(argument)
                 self.memory.words[place + 1 + k] = int(value)
-        self._grow(ROOM)
+        self._grow(max(ROOM, expected + expected // 16 + 2 * MARGIN))
 
     # -- preparation --------------------------------------------------------------------------------------------
 
@@ -155,15 +164,18 @@ class CompiledEngine:
         names = generator.gi_code.co_varnames[: generator.gi_code.co_argcount]
         return function, [frame.f_locals[name] for name in names]
 
-    def _frame(self, module: Module, layout: Layout, i: int, function: Any, arguments: list[Any]) -> None:
-        if function is None:
-            self._frames.append((0, []))
-            return
-        kinds: list[Kind] = [INT if isinstance(a, (bool, int)) else Obj(type(a)) for a in arguments]
-        number, size = module.process(function, kinds)
-        place = layout.reserve(size)
-        layout.words[self._process_list + i] = number
-        self._frames.append((place, arguments))
+    def _translate(self, layout: Layout, signatures: list[Any], check: Any) -> _Translated:
+        """The code for a structure: translated once in a process, since translating takes longer than a short run."""
+        core, table = self.core, self.table
+        kinds = tuple(dict.fromkeys(signature for signature in signatures if signature is not None))
+        module = Module(layout, core, table, _intrinsics(layout, core, table, check))
+        key = (tuple(layout.structure()), tuple(module.single.items()), kinds, check)
+        with _lock:
+            if key not in _translations:
+                processes = {signature: module.process(signature[0], list(signature[1])) for signature in kinds}
+                entries: list[Any] = [engine_core.run, engine_core.start, *PERFORM.values()]
+                _translations[key] = _Translated(code.fetch(module.text(entries)), processes)
+            return _translations[key]
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -182,12 +194,18 @@ class CompiledEngine:
             if status == engine_core.OBSERVE:
                 self._observe(waiting)
             elif status == engine_core.GROW:
-                self._grow(2 * len(self.table_last()))
+                self._make_room()
             elif status == engine_core.NO_EVENTS:
                 self._fetch()
                 raise RuntimeError("No scheduled events left")
             else:
                 self._raise()
+
+    def _make_room(self) -> None:
+        """Twice the room for requests, if that is what is short; timers are looked at in any case."""
+        rooms = len(self.table_last())
+        short = self.memory.get(self.table, "created") + MARGIN > rooms
+        self._grow(2 * rooms if short else rooms)
 
     def stop(self) -> None:
         """End the run: called by the observer."""
@@ -224,6 +242,10 @@ class CompiledEngine:
                 return
             self._fetch()
         self._put_back()
+        if self._stopped:
+            for obj in self.state:
+                if "order" in self.memory.layout.slots[type(obj)]:
+                    obj.order = self.memory.items(obj, "order")
 
     def _fetch(self) -> None:
         memory = self.memory
@@ -242,26 +264,26 @@ class CompiledEngine:
                 self.memory.put(obj, name, int(getattr(obj, name)))
 
     def _grow(self, rooms: int) -> None:
-        """Make room for so many requests, and for twice the timers."""
+        """Make room for so many requests, and for twice the timers where they fill their queue."""
         memory = self.memory
-        old = len(self.table_last())
-        if rooms > old:
-            milestones = self.table.milestones
-            for name, size, new in (("_stamps", milestones, UNSET), ("_last", 1, 0)):
-                memory.grow(self.table, name, rooms * size)
-                header = memory.words[memory.layout.attribute(self.table, name)]
-                memory.words[header + 1] = rooms * size
-                memory.items(self.table, name)[old * size :] = new
+        lists: list[tuple[Any, str, int]] = []
+        if rooms > len(self.table_last()):
+            lists += [(self.table, "_stamps", rooms * self.table.milestones), (self.table, "_last", rooms)]
+            lists += [
+                (obj, name, rooms)
+                for obj in memory.layout.found
+                for owner, name in GROWING
+                if type(obj).__name__ == owner
+            ]
             memory.put(self.table, "_capacity", rooms)
-            for obj in memory.layout._kept:
-                for (owner, name) in GROWING:
-                    if type(obj).__name__ == owner:
-                        memory.grow(obj, name, rooms)
-        if memory.get(self.core, "heap_size") + 2 * MARGIN > len(memory.items(self.core, "heap_time")):
-            for name in ("heap_time", "heap_sequence", "heap_what"):
-                room = 2 * len(memory.items(self.core, name))
-                memory.grow(self.core, name, room)
-                memory.words[memory.words[memory.layout.attribute(self.core, name)] + 1] = room
+        timers = len(memory.items(self.core, "heap_time"))
+        full = memory.get(self.core, "heap_size") + MARGIN >= timers
+        if full:
+            lists += [(self.core, name, 2 * timers) for name in HEAP]
+        memory.grow(lists)
+        for obj, name, _ in lists:
+            if name in ("_stamps", "_last", *HEAP):
+                memory.lengthen(obj, name, UNSET if name == "_stamps" else 0)
 
     def _raise(self) -> None:
         error = self.memory.get(self.core, "error")
@@ -281,10 +303,26 @@ class CompiledEngine:
 
 
 FETCHED: Final = {
-    "Window": ("completed", "dropped", "draining", "overloaded", "boundary", "limit", "order"),
+    "Window": ("completed", "dropped", "draining", "overloaded", "boundary", "limit"),
     "Counters": ("n",),
 }
 PUT_BACK: Final = {"Window": ("boundary", "limit", "draining", "overloaded")}
+
+
+@dataclass(frozen=True)
+class _Translated:
+    """The code of a structure, and the number and the frame's size of each kind of process in it."""
+
+    code: code.Code
+    processes: dict[Any, tuple[int, int]]
+
+
+_lock = Lock()
+_translations: dict[Any, _Translated] = {}
+
+
+def _kinds(arguments: list[Any]) -> tuple[Kind, ...]:
+    return tuple(INT if isinstance(argument, (bool, int)) else Obj(type(argument)) for argument in arguments)
 
 
 def _signed(key: int) -> int:

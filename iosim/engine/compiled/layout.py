@@ -97,16 +97,16 @@ class Layout:
         self.opaque = opaque
         self.slots: dict[type, dict[str, tuple[int, Kind]]] = {}
         self.objects: dict[int, int] = {}
-        self._kept: list[Any] = []
         self.guest: Any = None
         self.words: list[int] = [0] * 8
-        self._found: list[Any] = []
+        self.lists: list[tuple[int, Any, int]] = []
+        self.found: list[Any] = []
         self._seen: set[int] = set()
         for root in roots:
             self._discover(root)
-        for obj in self._found:
+        for obj in self.found:
             self._place(obj)
-        for obj in self._found:
+        for obj in self.found:
             self._fill(obj)
 
     # -- what there is ------------------------------------------------------------------------------------------
@@ -118,12 +118,11 @@ class Layout:
             if id(obj) in self._seen or isinstance(obj, self.opaque) or not _plain(obj):
                 continue
             self._seen.add(id(obj))
-            self._kept.append(obj)
             if isinstance(getattr(obj, "buffer", None), bytearray):
                 if self.guest is not None and self.guest is not obj:
                     raise NotImplementedError("one guest memory is all the compiled engine knows")
                 self.guest = obj
-            self._found.append(obj)
+            self.found.append(obj)
             slots = self.slots.setdefault(type(obj), {})
             for name in names_of(obj):
                 kind = self._kind(obj, name)
@@ -131,9 +130,10 @@ class Layout:
                     slots[name] = (len(slots), kind)
                 elif kind is not None and slots[name][1] == List(ANY):
                     slots[name] = (slots[name][0], kind)
-                if isinstance(kind, (Obj, List)):
-                    value = getattr(obj, name)
-                    todo += list(value) if isinstance(value, list) else [value]
+                if isinstance(kind, Obj):
+                    todo.append(getattr(obj, name))
+                elif isinstance(kind, List) and isinstance(kind.element, Obj):
+                    todo += getattr(obj, name)
 
     def _kind(self, obj: Any, name: str) -> Kind | None:
         value = getattr(obj, name, None)
@@ -146,11 +146,11 @@ class Layout:
         if isinstance(value, list):
             if not value:
                 return List(ANY)
-            if all(isinstance(item, (bool, int)) for item in value):
+            # Lists hold one kind of thing: the first tells.
+            if isinstance(value[0], (bool, int)):
                 return List(INT)
-            kinds = {type(item) for item in value}
-            if len(kinds) == 1 and _plain(value[0]) and not isinstance(value[0], self.opaque):
-                return List(Obj(kinds.pop()))
+            if _plain(value[0]) and not isinstance(value[0], self.opaque):
+                return List(Obj(type(value[0])))
             return None
         if value is not None and _plain(value) and not isinstance(value, self.opaque):
             return Obj(type(value))
@@ -171,21 +171,20 @@ class Layout:
             elif isinstance(kind, Obj):
                 self.words[at + slot] = self.objects.get(id(value), 0)
             elif isinstance(kind, List):
-                items = [] if value is None else list(value)
+                items = [] if value is None else value
                 if isinstance(kind.element, Obj):
                     items = [self.objects[id(item)] for item in items]
                 room = self.capacities.get((type(obj).__name__, name), 0)
-                self.words[at + slot] = self._new_list([int(item) for item in items], max(room, len(items), SHORTEST))
+                self.words[at + slot] = self._new_list(items, max(room, len(items), SHORTEST))
 
-    def _new_list(self, items: list[int], room: int) -> int:
+    def _new_list(self, items: Any, room: int) -> int:
         header = len(self.words)
-        self.words += [header + LIST_WORDS, len(items), room]
-        self.words += items
-        self.words += [0] * (room - len(items))
+        self.words += [0, len(items), room]
+        self.lists.append((header, items, room))
         return header
 
     def reserve(self, words: int) -> int:
-        """Return the place of so many more words, zeroed."""
+        """Return the place of so many more words, zeroed; lists' elements come after all of them."""
         at = len(self.words)
         self.words += [0] * words
         return at
@@ -217,9 +216,16 @@ class Memory:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.words: npt.NDArray[np.int64] = np.array(layout.words, dtype=np.uint64).view(np.int64) if any(
-            word >= 1 << 63 for word in layout.words
-        ) else np.array(layout.words, dtype=np.int64)
+        at = len(layout.words)
+        total = at + sum(room for _, _, room in layout.lists)
+        self.words: npt.NDArray[np.int64] = np.zeros(total, dtype=np.int64)
+        self.words[: len(layout.words)] = layout.words
+        for header, items, room in layout.lists:
+            self.words[header] = at
+            # Queues that nothing has been put into yet are long lists of zeros, which stand there already.
+            if isinstance(items, memoryview) or any(items):
+                self.words[at : at + len(items)] = items
+            at += room
 
     def get(self, obj: Any, name: str) -> int:
         """Return the number in an attribute."""
@@ -235,16 +241,26 @@ class Memory:
         begin, length = self.words[header], self.words[header + 1]
         return self.words[begin : begin + length]
 
-    def grow(self, obj: Any, name: str, room: int) -> None:
-        """Move a list to where there is room for ``room`` elements; those not used are 0."""
-        header = int(self.words[self.layout.attribute(obj, name)])
-        begin, length = int(self.words[header]), int(self.words[header + 1])
+    def grow(self, lists: list[tuple[Any, str, int]]) -> None:
+        """Move lists, each an object's attribute, to where there is room for so many elements; new ones are 0."""
         old = self.words
-        self.words = np.zeros(len(old) + room, dtype=np.int64)
+        at = len(old)
+        self.words = np.zeros(at + sum(room for _, _, room in lists), dtype=np.int64)
         self.words[: len(old)] = old
-        self.words[len(old) : len(old) + length] = old[begin : begin + length]
-        self.words[header] = len(old)
-        self.words[header + 2] = room
+        for obj, name, room in lists:
+            header = int(self.words[self.layout.attribute(obj, name)])
+            begin, length = int(old[header]), int(old[header + 1])
+            self.words[at : at + length] = old[begin : begin + length]
+            self.words[header] = at
+            self.words[header + 2] = room
+            at += room
+
+    def lengthen(self, obj: Any, name: str, new: int) -> None:
+        """Make all of a list's room part of it; elements that were not are ``new``."""
+        header = int(self.words[self.layout.attribute(obj, name)])
+        begin, length, room = (int(word) for word in self.words[header : header + 3])
+        self.words[begin + length : begin + room] = new
+        self.words[header + 1] = room
 
     def fetch(self, obj: Any, names: list[str]) -> None:
         """Copy numbers and lists of numbers back into the Python object."""

@@ -113,7 +113,7 @@ class Module:
     def _single_objects(self) -> dict[type, int]:
         """Classes of which there is one object: a reference to it is its place, known in advance."""
         count: dict[type, list[int]] = {}
-        for obj in self.layout._kept:
+        for obj in self.layout.found:
             count.setdefault(type(obj), []).append(self.layout.objects[id(obj)])
         return {cls: places[0] for cls, places in count.items() if len(places) == 1}
 
