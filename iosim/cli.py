@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -279,14 +280,19 @@ def _wrote(paths: Sequence[Path], as_json: bool) -> None:
 @contextmanager
 def _progress(what: str, quiet: bool, count: bool = False) -> Iterator[Callable[..., None] | None]:
     """A progress bar on the terminal for whatever takes over two seconds; nothing where stderr is none."""
+    import iosim.run as runs
+
+    warnings.showwarning = _show_warning
     if quiet or not sys.stderr.isatty():
+        # Nothing animated: one line says why the first run of a path takes a while.
+        runs.announce = None if quiet else lambda text: click.echo(f"iosim: {text}", err=True)
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     bar = Progress(
-        TextColumn(what),
+        TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f} of {task.total:.0f}" if count else "{task.percentage:.0f} %"),
         TimeElapsedColumn(),
@@ -298,13 +304,20 @@ def _progress(what: str, quiet: bool, count: bool = False) -> Iterator[Callable[
     task = bar.add_task(what, total=1)
 
     def fraction(done: float) -> None:
-        bar.update(task, completed=done)
+        bar.update(task, completed=done, description=what)
 
     def points(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total)
 
+    runs.announce = lambda text: bar.update(task, description=text)
     with bar:
         yield points if count else fraction
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Warnings are lines for people here: no file, no line number, and none of other packages'."""
+    if category.__module__.startswith("iosim"):
+        click.echo(f"iosim: {message}", err=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ How long it takes is measured by benchmarks/first_use.py.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +104,30 @@ def test_compare_and_sweep_are_functions_whatever_was_imported_first(statement: 
         "from iosim.sweep import Sweep\n"
         "assert type(iosim.sweep) is FunctionType\n"
     )
+
+
+def test_a_cold_compilation_is_announced_and_a_warm_one_is_not(tmp_path: Path) -> None:
+    """One line on stderr the first time a path is compiled; the second time its code is found on disk."""
+    pytest.importorskip("llvmlite")
+    command = [sys.executable, "-m", "iosim", "run", "vhost-net", "-n", "100", "--engine", "compiled"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    said = [subprocess.run(command, capture_output=True, text=True, check=True, env=environment) for _ in range(2)]
+    assert said[0].stderr == "iosim: compiling this path (once)\n"
+    assert said[1].stderr == ""
+    assert said[0].stdout == said[1].stdout
+
+
+def test_without_the_extra_a_long_run_says_once_what_would_make_it_faster(tmp_path: Path) -> None:
+    """llvmlite hidden: `auto` runs on SimPy, says so once, and the document is the same but for the engine."""
+    code = (
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'llvmlite' else find(name, *a)\n"
+        "from iosim.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "compare", "prodcons", "prodcons", "-n", "5000", "--workers", "1"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert said.stderr.count("pip install 'iosim[fast]'") == 1
+    command = [sys.executable, "-c", code, "run", "prodcons", "-n", "100", "--engine", "compiled"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "iosim: run.engine: the compiled engine needs llvmlite: pip install 'iosim[fast]'\n"
