@@ -314,7 +314,7 @@ def _progress(what: str, quiet: bool, count: bool = False) -> Iterator[Callable[
         yield points if count else fraction
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_where: Any, **_more: Any) -> None:
     """Warnings are lines for people here: no file, no line number, and none of other packages'."""
     if category.__module__.startswith("iosim"):
         click.echo(f"iosim: {message}", err=True)
