@@ -123,6 +123,11 @@ class Core:
         self.heap_what = [0] * 4096
         self.heap_size = 0
         self.sequence = 0
+        # one event beside the heap: most timers are due next, and never enter it
+        self.next_full = False
+        self.next_time = 0
+        self.next_sequence = 0
+        self.next_what = 0
 
 
 def resume(core: Core, context: int) -> int:
@@ -153,14 +158,33 @@ def push_event(core: Core, delay: int, what: int) -> int:
     time = core.clock.now + delay
     core.sequence += 1
     sequence = core.sequence
+    if not core.next_full:
+        core.next_full = True
+        core.next_time = time
+        core.next_sequence = sequence
+        core.next_what = what
+    elif time < core.next_time:
+        push_heap(core, core.next_time, core.next_sequence, core.next_what)
+        core.next_time = time
+        core.next_sequence = sequence
+        core.next_what = what
+    else:
+        push_heap(core, time, sequence, what)
+    return sequence
+
+
+def push_heap(core: Core, time: int, sequence: int, what: int) -> None:
+    """Put an event into the heap."""
     i = core.heap_size
     if i >= len(core.heap_time):
         core.error = FULL
-        return sequence
+        return
     core.heap_size = i + 1
     while i > 0:
         parent = (i - 1) >> 1
-        if core.heap_time[parent] <= time:
+        if core.heap_time[parent] < time or (
+            core.heap_time[parent] == time and core.heap_sequence[parent] < sequence
+        ):
             break
         core.heap_time[i] = core.heap_time[parent]
         core.heap_sequence[i] = core.heap_sequence[parent]
@@ -169,11 +193,21 @@ def push_event(core: Core, delay: int, what: int) -> int:
     core.heap_time[i] = time
     core.heap_sequence[i] = sequence
     core.heap_what[i] = what
-    return sequence
 
 
-def pop_event(core: Core) -> None:
-    """Remove the first event."""
+def first_is_beside(core: Core) -> bool:
+    """Whether the first event is the one beside the heap."""
+    if not core.next_full:
+        return False
+    return (
+        core.heap_size == 0
+        or core.next_time < core.heap_time[0]
+        or (core.next_time == core.heap_time[0] and core.next_sequence < core.heap_sequence[0])
+    )
+
+
+def pop_heap(core: Core) -> None:
+    """Remove the heap's first event."""
     n = core.heap_size - 1
     core.heap_size = n
     time = core.heap_time[n]
@@ -771,15 +805,24 @@ def run(core: Core, until: int) -> int:
     if drain(core):
         return OBSERVE
     while core.error == 0:
-        if core.heap_size == 0:
+        beside = first_is_beside(core)
+        if beside:
+            time = core.next_time
+            sequence = core.next_sequence
+            what = core.next_what
+        elif core.heap_size > 0:
+            time = core.heap_time[0]
+            sequence = core.heap_sequence[0]
+            what = core.heap_what[0]
+        else:
             return NO_EVENTS
-        if core.heap_time[0] >= until:
+        if time >= until:
             core.clock.now = until
             return FINISHED
-        what = core.heap_what[0]
-        sequence = core.heap_sequence[0]
-        time = core.heap_time[0]
-        pop_event(core)
+        if beside:
+            core.next_full = False
+        else:
+            pop_heap(core)
         kind = what & 3
         which = what >> SHIFT
         if kind == TIMER:
