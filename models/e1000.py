@@ -34,7 +34,7 @@ from iosim.requests import Stage, mark
 from iosim.settings import Flag, Settings, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
-from iosim.workload.path import WAIT_MODERATION, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
+from iosim.workload.path import WAIT_CPU, WAIT_MODERATION, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
 
@@ -53,7 +53,8 @@ RX_STAGES: Final = {
     "handled": Stage("handler: ICR, IMC, STATUS, EOI", "exit", WORK),
     "taken": Stage("NAPI", "guest", WORK),
     "received": Stage("guest receive stack", "guest", WORK),
-    "delivered": Stage("W RDT, W IMS, R STATUS; application", "exit", WORK),
+    "dequeued": Stage("W RDT, W IMS, R STATUS; wake-up", "exit", WAIT_CPU),
+    "delivered": Stage("recvmsg", "guest", WORK),
 }
 TX_STAGES: Final = {
     "room": Stage("tx ring full", "guest", WAIT_QUEUE),

@@ -55,7 +55,8 @@ RX_STAGES: Final = {
     "handled": Stage("rx interrupt handler", "guest", WORK),
     "taken": Stage("NAPI", "guest", WORK),
     "received": Stage("guest receive stack", "guest", WORK),
-    "delivered": Stage("NAPI completion, application wake-up", "guest", WORK),
+    "dequeued": Stage("NAPI completion, wake-up", "guest", WAIT_CPU),
+    "delivered": Stage("recvmsg", "guest", WORK),
 }
 TX_STAGES: Final = {
     "room": Stage("tx queue stopped", "guest", WAIT_QUEUE),

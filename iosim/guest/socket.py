@@ -27,6 +27,7 @@ class SocketMilestones(Protocol):
     """The milestones stamped here."""
 
     received: int
+    dequeued: int
     delivered: int
     sent: int
 
@@ -74,6 +75,7 @@ def recvmsg(s: Socket) -> Generator[Effect, None, int]:
         yield wait(s.readable)
         yield spend(GUEST_WAKEUP)
     row = take_first(s.queue)
+    mark(s.machine.table, row, s.milestones.dequeued, s.machine.clock.now)
     yield spend(SYS_RECVMSG)
     yield spend(COPY_HOT, s.size)
     mark(s.machine.table, row, s.milestones.delivered, s.machine.clock.now)

@@ -32,7 +32,7 @@ CLIENT_OUT: Final = {
 APPLICATION_TX: Final = {
     "sent": Stage("application, sendmsg, stack", "guest", WORK),
 }
-RX_NAMES: Final = ("rx_seen", "rx_used", "rx_signalled", "irq", "handled", "taken", "received", "delivered")
+RX_NAMES: Final = ("rx_seen", "rx_used", "rx_signalled", "irq", "handled", "taken", "received", "dequeued", "delivered")
 TX_NAMES: Final = ("room", "available", "kicked", "tx_seen", "processed")
 
 
@@ -50,9 +50,9 @@ class Milestones:
     """
 
     __slots__ = (
-        "arrived", "available", "client_arrived", "client_received", "client_sent", "delivered", "handled", "irq",
-        "kicked", "names", "nic_taken", "on_wire", "processed", "received", "room", "rx_seen", "rx_signalled",
-        "rx_used", "sent", "stages", "taken", "tap_queued", "tx_seen",
+        "arrived", "available", "client_arrived", "client_received", "client_sent", "delivered", "dequeued",
+        "handled", "irq", "kicked", "names", "nic_taken", "on_wire", "processed", "received", "room", "rx_seen",
+        "rx_signalled", "rx_used", "sent", "stages", "taken", "tap_queued", "tx_seen",
     )  # fmt: skip
 
     def __init__(self, workload: Workload, rx: Mapping[str, Stage], tx: Mapping[str, Stage]) -> None:
@@ -80,6 +80,7 @@ class Milestones:
     client_received: int
     client_sent: int
     delivered: int
+    dequeued: int
     handled: int
     irq: int
     kicked: int
