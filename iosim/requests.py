@@ -120,5 +120,7 @@ def last_milestone(table: RequestTable, row: int) -> int:
 
 
 def filled(stamps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Give every skipped milestone the time of the one before it. Shape (n, milestones), ps."""
-    return np.maximum.accumulate(stamps, axis=1)
+    """Give every skipped milestone the time of the one before it, in place. Shape (n, milestones), ps."""
+    for i in range(1, stamps.shape[1]):
+        np.maximum(stamps[:, i], stamps[:, i - 1], out=stamps[:, i])
+    return stamps

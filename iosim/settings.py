@@ -119,6 +119,14 @@ class RunSettings(Settings):
     replication: Whole = Field(0, ge=0, le=2**31 - 1, description="keys them too: another sample of the same")
 
 
+class VirtioQueues(Settings):
+    """The ``device.*`` settings that every virtio NIC has, whatever serves its queues."""
+
+    rx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the receive queue")
+    tx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the transmit queue")
+    event_idx: Flag = Field(True, description="VIRTIO_F_EVENT_IDX: suppression by event index, else by flags")
+
+
 def check(model: type[Settings], values: Mapping[str, Any], prefix: str, where: str | None = None) -> Any:
     """Return a group of settings made of ``values``, or raise one line that names the key and what would be right.
 

@@ -31,7 +31,7 @@ from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.split import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
-from iosim.settings import Flag, QueueSize, Settings, Whole
+from iosim.settings import VirtioQueues, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -70,12 +70,9 @@ TX_STAGES: Final = {
 }
 
 
-class VhostNetSettings(Settings):
+class VhostNetSettings(VirtioQueues):
     """``device.*`` of vhost-net."""
 
-    rx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the receive queue")
-    tx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the transmit queue")
-    event_idx: Flag = Field(True, description="VIRTIO_F_EVENT_IDX: suppression by event index, else by flags")
     packet_weight: Whole = Field(VHOST_NET_PKT_WEIGHT, ge=1, description="packets after which the queues take turns")
 
 

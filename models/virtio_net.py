@@ -32,7 +32,7 @@ from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.split import DeviceQueue, empty, pop, push, set_notification, should_notify
-from iosim.settings import Flag, QueueSize, Settings, Whole
+from iosim.settings import Flag, VirtioQueues, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -67,12 +67,9 @@ TX_STAGES: Final = {
 }
 
 
-class VirtioNetSettings(Settings):
+class VirtioNetSettings(VirtioQueues):
     """``device.*`` of virtio-net."""
 
-    rx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the receive queue")
-    tx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the transmit queue")
-    event_idx: Flag = Field(True, description="VIRTIO_F_EVENT_IDX: suppression by event index, else by flags")
     tx_burst: Whole = Field(256, ge=1, le=1 << 20, description="x-txburst: packets one bottom half sends")
     hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
 
