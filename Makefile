@@ -1,12 +1,13 @@
 # make run    compare full emulation, virtio and vhost (the first thing to see)
 # make test   every test, linters and types included
 # make quick  the tests that take under 3 minutes
+# make bench  how fast it is, beside SimPy, C, salabim and Ciw (BENCH=--quick: in a minute; --long: 10^7 requests too)
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 MACHINES := models/machines
 
-.PHONY: run test quick lint clean
+.PHONY: run test quick bench lint clean
 
 run: $(VENV)/.run
 	@$(BIN)/iosim compare $(MACHINES)/full-emulation.sh $(MACHINES)/virtio-net.sh $(MACHINES)/vhost-net.sh --out results/compare
@@ -16,6 +17,9 @@ test: $(VENV)/.dev lint
 
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+bench: $(VENV)/.bench
+	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -37,4 +41,9 @@ $(VENV)/.run: pyproject.toml | $(BIN)/pip
 $(VENV)/.dev: pyproject.toml | $(BIN)/pip
 	@echo "Installing iosim with its test tools into $(VENV) ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: pyproject.toml | $(BIN)/pip
+	@echo "Installing iosim with what it is compared with into $(VENV) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@ $(VENV)/.run
