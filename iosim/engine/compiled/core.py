@@ -32,6 +32,9 @@ SIGNAL: Final = 1
 SLICE: Final = 2
 SHIFT: Final = 2
 
+IN_A_ROW: Final = 512
+"""Spends that may end without a timer before the loop is entered again: far fewer than there is room for requests."""
+
 # What went wrong in a model.
 TWO_WAITERS: Final = 1
 NOT_OWNER: Final = 2
@@ -123,6 +126,8 @@ class Core:
         self.heap_what = [0] * 4096
         self.heap_size = 0
         self.sequence = 0
+        self.until = 0
+        self.in_a_row = 0
         # one event beside the heap: most timers are due next, and never enter it
         self.next_full = False
         self.next_time = 0
@@ -253,11 +258,35 @@ def perform_spend(core: Core, context: int, cost: int, amount: int, _1: int) -> 
     duration = draw_cost(core, context, cost, amount)
     if duration == 0:
         return False
-    core.remaining[context] = duration
     thread = core.thread[context]
-    if thread < 0 or not core.outranked[thread]:
-        set_timer(core, context, duration)
+    if thread >= 0 and core.outranked[thread]:
+        core.remaining[context] = duration
+        return True
+    if nothing_before(core, core.clock.now + duration):
+        # Nothing else happens until this is over: it is over now, without a timer.
+        core.clock.now += duration
+        core.in_a_row -= 1
+        if thread >= 0:
+            core.busy[thread] += duration
+        return False
+    core.remaining[context] = duration
+    set_timer(core, context, duration)
     return True
+
+
+def nothing_before(core: Core, time: int) -> bool:
+    """Whether nothing is ready and nothing is due before ``time`` or at it.
+
+    Only so often in a row, so that the loop gets to look at the room that is left for requests.
+    """
+    return (
+        core.in_a_row > 0
+        and core.free_count == 0
+        and core.dirty_count == 0
+        and (not core.next_full or time < core.next_time)
+        and (core.heap_size == 0 or time < core.heap_time[0])
+        and time < core.until
+    )
 
 
 def perform_notify(core: Core, context: int, channel: int, _1: int, _2: int) -> bool:
@@ -802,9 +831,12 @@ def timer_fired(core: Core, context: int) -> bool:
 
 def run(core: Core, until: int) -> int:
     """Run until the observer has something to do, ``until`` (ps), or the lists that grow are nearly full."""
+    core.until = until
+    core.in_a_row = IN_A_ROW
     if drain(core):
         return OBSERVE
     while core.error == 0:
+        core.in_a_row = IN_A_ROW
         beside = first_is_beside(core)
         if beside:
             time = core.next_time
