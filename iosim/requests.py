@@ -131,8 +131,8 @@ def clear(table: RequestTable, row: int) -> None:
 def crowded(table: RequestTable) -> None:
     """Stop: the place of a new request is still that of one that is under way."""
     raise IosimError(
-        f"more than {table.mask + 1} requests are under way, too many for a run that keeps summaries only; "
-        "run.keep=requests has no such limit",
+        f"a request is still under way {table.mask + 1} requests later (overloaded?): more than a run that keeps only "
+        "summaries has room for; run.keep=requests has no such limit",
         "run.keep",
     )
 

@@ -224,8 +224,8 @@ def middle(given: Batches, place: int) -> float:
 def ratio_of_means_of_batches(a: Batches, b: Batches, confidence: float = 0.95) -> Estimate:
     """Estimate the ratio of the means of two runs of which only batches are kept; see `ratio_of_means`.
 
-    Batch is paired with batch, if all of both runs' are of nearly one size (they need not be exactly); else, or below 8
-    batches, there is no interval.
+    Batch is paired with batch. The deviations are those of two ratio estimates, each of sums to sizes. Where the runs
+    have not as many batches, fewer than 8 or an empty one, there is no interval.
     """
     _check_confidence(confidence)
     sizes_a, sizes_b = a.sizes.astype(np.float64), b.sizes.astype(np.float64)
