@@ -42,6 +42,7 @@ def _common(command: F) -> F:
         click.option("--requests", "-n", metavar="N", help="Requests to measure (default 20000)."),
         click.option("--duration", metavar="TIME", help="Length of the measured window instead, as 100ms."),
         click.option("--engine", metavar="NAME", help="simpy, compiled or auto (default): the result is the same."),
+        click.option("--keep", metavar="NAME", help="requests (default), or summary: in constant memory."),
         click.option("--seed", metavar="N", help="Keys the random numbers (default 1)."),
         click.option(
             "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as workload.size=1000."
@@ -114,8 +115,9 @@ def run(model: str, out: str | None, **options: Any) -> None:
         written = [
             save(result.plot(), f"{name}.png"),
             write_text(f"{name}.json", result.to_json() + "\n"),
-            result.to_parquet(f"{name}.parquet"),
         ]
+        if result.keeps_requests:
+            written.append(result.to_parquet(f"{name}.parquet"))
     if options["as_json"]:
         click.echo(result.to_json())
     else:
@@ -245,8 +247,9 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
         "host": options["host"],
         "settings": split_pairs(options["pairs"], "--set"),
     }
-    if options["engine"] is not None:
-        found["settings"] = {**found["settings"], "run.engine": options["engine"]}
+    for name in ("engine", "keep"):
+        if options[name] is not None:
+            found["settings"] = {**found["settings"], f"run.{name}": options[name]}
     for name in ("requests", "duration", "seed"):
         text = options[name]
         found[name] = None if text is None else literal(text) if name != "duration" else text

@@ -18,11 +18,12 @@ from iosim.errors import IosimError, nearest, unknown
 from iosim.files import write_aside
 from iosim.host import hosts
 from iosim.host.hosts import Host
+from iosim.kept import latency_ratios
 from iosim.parallel import Progress, run_all
-from iosim.result import PERCENTILES, Result
+from iosim.result import Result
 from iosim.run import dotted
 from iosim.specification import Specification, specify, valid_keys
-from iosim.statistics import Estimate, quantile_ratio, ratio, ratio_of_means
+from iosim.statistics import Estimate, ratio
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -137,10 +138,7 @@ class Comparison:
 def _ratios(result: Result, base: Result) -> dict[str, Estimate]:
     if result is base:
         return {name: Estimate(1.0, 1.0, 1.0, result.confidence) for name in RATIOS}
-    ours, theirs = result.latency_ps / 1000, base.latency_ps / 1000
-    out = {"latency_mean": ratio_of_means(ours, theirs)}
-    for name, q in PERCENTILES.items():
-        out[f"latency_{name}"] = quantile_ratio(ours, theirs, q)
+    out = latency_ratios(result.kept, base.kept)
     ours, theirs = _rates(result), _rates(base)
     if len(ours) == len(theirs):
         out["throughput"] = ratio(ours, theirs)

@@ -33,7 +33,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from iosim.errors import IosimError
 from iosim.files import write_aside
-from iosim.result import PERCENTILES, Result, StageTime, number_text, time_text
+from iosim.kept import PERCENTILES, ordered
+from iosim.result import Result, StageTime, number_text, time_text
 from iosim.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _latency_bars(
         lines = [(time_text(e), 9.0, "bold", TEXT)]
         if i:
             lines.append((f"×{_short(comparison.ratios[i]['latency_mean'].value)}", 9.0, "normal", TEXT))
-        if len(r.rows) >= 100:
+        if r.measured >= 100:
             lines.append((f"p99 {time_text(_bare(r.latency['p99']))}", 8.0, "normal", DIM))
         notes.append(lines)
     ends = [_end(e) * scale for e in means]
@@ -303,11 +304,11 @@ def plot_run(result: Result) -> Figure:
 
 
 def _distribution(axes: Axes, result: Result, scale: float, unit: str) -> None:
-    values = np.sort(result.latency_ps) / 1000 * scale
-    n = len(values)
+    n = result.measured
     # Every request of the tail, and of the body as many as can be told apart.
     ranks = np.unique(np.concatenate([np.linspace(0, n - 1, 1500), n - np.geomspace(1, n, 1500)]).astype(int))
-    steps = np.concatenate([[values[0]], values[ranks]])
+    values = ordered(result.kept, ranks) / 1000 * scale
+    steps = np.concatenate([values[:1], values])
     above = np.concatenate([[1.0], (n - 1 - ranks) / n])
     floor = 0.5 / n
     axes.step(steps, np.maximum(above, floor), where="post", color="#1d3c70", linewidth=1.4)
@@ -609,7 +610,7 @@ def _title(result: Result) -> str:
 
 
 def _footer(results: Sequence[Result], warnings: Sequence[str]) -> list[tuple[str, str]]:
-    counts = sorted({len(r.rows) for r in results})
+    counts = sorted({r.measured for r in results})
     requests = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     run = results[0].specification.run
     interval = f"error bars: {100 * results[0].confidence:g} % intervals" if _has_interval(results) else "no intervals"

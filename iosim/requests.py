@@ -3,6 +3,9 @@
 A path declares its milestones in order; each milestone but the first ends one stage. A request that skips a milestone
 (a kick that was suppressed) has a stage of length zero there, and the time belongs to the stage that ends at the
 next milestone it did pass. So the stages of every request have no gap and no overlap, and sum to its latency.
+
+A run that keeps only summaries uses its rows again: row numbers go on counting, and a row's place is its number modulo
+the rows there is room for, a power of two. Nobody else needs to know: only the functions here go from row to place.
 """
 
 from __future__ import annotations
@@ -13,7 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from iosim.errors import IosimError
+
 UNSET = -1
+ALL = (1 << 62) - 1
+"""The mask of a table that uses no row again: every row is its own place."""
+NEVER = 1 << 62
+"""A row that is never created."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +48,39 @@ class RequestTable:
         stages: The path's stages. Milestone 0 is the creation; milestone ``i`` ends ``stages[i - 1]``.
         names: The milestones' names, ``created`` first; numbered where they have none.
         capacity: Rows to begin with; the table doubles when it is full.
+
+    Attributes:
+        created: Requests created so far.
+        mask: A row's place is ``row & mask``.
+        full: The row at which the table must grow; never, if it uses rows again.
     """
 
-    __slots__ = ("_capacity", "_last", "_stamps", "_table", "_table_last", "created", "milestones", "names", "stages")
+    __slots__ = (
+        "_last", "_stamps", "_table", "_table_last", "created", "full", "mask", "milestones", "names", "stages",
+    )  # fmt: skip
 
     def __init__(self, stages: Sequence[Stage], names: Sequence[str] = (), capacity: int = 1024) -> None:
         self.stages = list(stages)
         self.milestones = len(self.stages) + 1
         self.names = list(names) if names else [f"milestone_{i}" for i in range(self.milestones)]
         self.created = 0
-        self._capacity = max(1, capacity)
-        self._table = np.full(self._capacity * self.milestones, UNSET, dtype=np.int64)
-        self._table_last = np.zeros(self._capacity, dtype=np.int64)
+        self.mask = ALL
+        self.full = max(1, capacity)
+        self._make(self.full)
+
+    def _make(self, rooms: int) -> None:
+        self._table = np.full(rooms * self.milestones, UNSET, dtype=np.int64)
+        self._table_last = np.zeros(rooms, dtype=np.int64)
         self._stamps = self._table.data
         self._last = self._table_last.data
+
+    def recycle(self, rooms: int) -> None:
+        """Use rows again, with room for so many, a power of two. Before the first request."""
+        assert self.created == 0
+        assert rooms & (rooms - 1) == 0
+        self.mask = rooms - 1
+        self.full = NEVER
+        self._make(rooms)
 
     def rows(self) -> npt.NDArray[np.int64]:
         """Return the stamps as recorded: shape (created, milestones), ps, ``UNSET`` where skipped."""
@@ -66,24 +94,52 @@ class RequestTable:
 
 def create(table: RequestTable, now: int) -> int:
     """Add a request created at ``now`` (ps); return its row."""
-    if table.created == table._capacity:
-        grow(table)
     row = table.created
+    if row == table.full:
+        grow(table)
+    if row > table.mask:
+        clear(table, row)
     table.created = row + 1
-    table._stamps[row * table.milestones] = now
+    table._stamps[(row & table.mask) * table.milestones] = now
     return row
 
 
 def grow(table: RequestTable) -> None:
     """Double the table's room."""
-    used = table._capacity * table.milestones
+    rooms = table.full
+    used = rooms * table.milestones
     stamps = np.full(2 * used, UNSET, dtype=np.int64)
     stamps[:used] = table._table
-    last = np.zeros(2 * table._capacity, dtype=np.int64)
-    last[: table._capacity] = table._table_last
-    table._capacity *= 2
+    last = np.zeros(2 * rooms, dtype=np.int64)
+    last[:rooms] = table._table_last
+    table.full = 2 * rooms
     table._table, table._table_last = stamps, last
     table._stamps, table._last = stamps.data, last.data
+
+
+def clear(table: RequestTable, row: int) -> None:
+    """Make the place of a row that is used again that of a new request."""
+    place = row & table.mask
+    if table._last[place] < table.milestones - 1:
+        crowded(table)
+    table._last[place] = 0
+    at = place * table.milestones
+    for i in range(table.milestones):
+        table._stamps[at + i] = UNSET
+
+
+def crowded(table: RequestTable) -> None:
+    """Stop: the place of a new request is still that of one that is under way."""
+    raise IosimError(
+        f"a request is still under way {table.mask + 1} requests later (overloaded?): more than a run that keeps only "
+        "summaries has room for; run.keep=requests has no such limit",
+        "run.keep",
+    )
+
+
+def recycled(table: RequestTable, row: int) -> bool:
+    """Whether a later request has the row's place already: this one was complete, or dropped, long ago."""
+    return table.created - 1 - row > table.mask
 
 
 def mark(table: RequestTable, row: int, milestone: int, now: int) -> None:
@@ -93,9 +149,10 @@ def mark(table: RequestTable, row: int, milestone: int, now: int) -> None:
     time is in the stage of the later milestone.
     """
     last = table._last
-    if milestone > last[row]:
-        table._stamps[row * table.milestones + milestone] = now
-        last[row] = milestone
+    place = row & table.mask
+    if milestone > last[place] and not recycled(table, row):
+        table._stamps[place * table.milestones + milestone] = now
+        last[place] = milestone
 
 
 def mark_past(table: RequestTable, row: int, milestone: int, then: int) -> None:
@@ -103,20 +160,26 @@ def mark_past(table: RequestTable, row: int, milestone: int, then: int) -> None:
 
     A driver that takes a packet from the ring learns only then that an earlier interrupt was about it.
     """
-    last = table._last[row]
-    if milestone > last and then >= table._stamps[row * table.milestones + last]:
-        table._stamps[row * table.milestones + milestone] = then
-        table._last[row] = milestone
+    place = row & table.mask
+    last = table._last[place]
+    if milestone > last and then >= table._stamps[place * table.milestones + last] and not recycled(table, row):
+        table._stamps[place * table.milestones + milestone] = then
+        table._last[place] = milestone
+
+
+def give_up(table: RequestTable, row: int) -> None:
+    """A request was dropped on the way: nothing more is stamped, and its row may be used again."""
+    table._last[row & table.mask] = table.milestones
 
 
 def stamp(table: RequestTable, row: int, milestone: int) -> int:
     """Return a request's stamp (ps), or ``UNSET``."""
-    return table._stamps[row * table.milestones + milestone]
+    return table._stamps[(row & table.mask) * table.milestones + milestone]
 
 
 def last_milestone(table: RequestTable, row: int) -> int:
     """Return the last milestone a request has passed."""
-    return table._last[row]
+    return table._last[row & table.mask]
 
 
 def filled(stamps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -9,23 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from iosim.errors import IosimError
 from iosim.files import write_aside
 from iosim.host.counters import NAMES as COUNTERS
+from iosim.kept import Kept, Requests, latencies
 from iosim.requests import Stage
 from iosim.specification import Specification
-from iosim.statistics import Estimate, mean, quantile, ratio
+from iosim.statistics import Estimate, ratio
 from iosim.version import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.figure import Figure
-
-PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class Result:
         specification: What was run.
         stages: The path's stages; stage ``i`` lies between milestones ``i`` and ``i + 1``.
         milestones: The milestones' names.
-        rows: The measured requests' rows, in the order of completion. Shape (n,).
-        stamps: Their milestones in ps, skipped ones filled. Shape (n, milestones).
+        kept: The measured requests, or summaries of them.
         snapshots: Counters at the ends of the window's batches.
         threads: Names of the threads, in the order of each snapshot's ``busy``.
         events: Timers set by the engine, over the whole run.
@@ -71,8 +70,7 @@ class Result:
     specification: Specification
     stages: list[Stage]
     milestones: list[str]
-    rows: npt.NDArray[np.int64]
-    stamps: npt.NDArray[np.int64]
+    kept: Kept
     snapshots: list[Snapshot]
     threads: list[str]
     events: int
@@ -82,31 +80,52 @@ class Result:
 
     def __repr__(self) -> str:
         spec = self.specification
-        return f"<Result of {spec.model.name}, {spec.workload.name}: {len(self.rows)} requests, seed {spec.run.seed}>"
+        return f"<Result of {spec.model.name}, {spec.workload.name}: {self.measured} requests, seed {spec.run.seed}>"
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    @property
+    def measured(self) -> int:
+        """How many requests were measured."""
+        return self.kept.measured
+
+    @property
+    def keeps_requests(self) -> bool:
+        """Whether every request was kept, or summaries only."""
+        return isinstance(self.kept, Requests)
+
+    def _requests(self) -> Requests:
+        if not isinstance(self.kept, Requests):
+            raise IosimError("this run kept summaries only; run.keep=requests keeps every request")
+        return self.kept
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The measured requests' rows, in the order of completion. Shape (n,)."""
+        return self._requests().rows
+
+    @property
+    def stamps(self) -> npt.NDArray[np.int64]:
+        """Their milestones in ps, skipped ones filled. Shape (n, milestones)."""
+        return self._requests().stamps
 
     # -- latency ------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def latency_ps(self) -> npt.NDArray[np.int64]:
         """Latencies in ps, in the order of completion. Shape (n,)."""
-        return np.subtract(self.stamps[:, -1], self.stamps[:, 0])
+        return self._requests().values
 
     @cached_property
     def latency(self) -> dict[str, Estimate]:
         """Mean and percentiles of the latency, in ns, with intervals; ``max`` has none."""
-        values = self.latency_ps / 1000
-        out = {"mean": mean(values, self.confidence)}
-        for name, q in PERCENTILES.items():
-            out[name] = quantile(values, q, self.confidence)
-        out["max"] = Estimate(float(values.max()), None, None, self.confidence)
-        return out
+        return latencies(self.kept, self.confidence)
 
     def breakdown(self) -> list[StageTime]:
         """Return the mean time of each stage, in order; they sum to the mean latency."""
-        durations = np.diff(self.stamps, axis=1)
+        means = self.kept.stages(self.confidence)
         return [
-            StageTime(stage.name, stage.layer, stage.kind, mean(durations[:, i] / 1000, self.confidence))
-            for i, stage in enumerate(self.stages)
+            StageTime(stage.name, stage.layer, stage.kind, e) for stage, e in zip(self.stages, means, strict=True)
         ]
 
     # -- rates and counts ---------------------------------------------------------------------------------------
@@ -213,9 +232,10 @@ class Result:
             "seed": self.specification.run.seed,
             "engine": self.engine,
             "version": __version__,
-            "requests": len(self.rows),
+            "requests": self.measured,
             "duration_ns": self.duration_ns,
             "latency_ns": {name: estimate.to_dict() for name, estimate in self.latency.items()},
+            "quantile_error": self.kept.quantile_error,
             "throughput_per_s": self.throughput.to_dict(),
             "bits_per_s": self.bits_per_s.to_dict(),
             "per_request": per,
@@ -248,8 +268,14 @@ class Result:
         rows.append(("kicks", number_text(self.per_request("kicks"))))
         rows.append(("interrupts", number_text(self.per_request("interrupts"))))
         rows += [(f"CPU {name}", percent_text(e)) for name, e in self.cpu_busy.items()]
-        title = f"{self.specification.model.name}, {self.specification.workload.name}, {len(self.rows)} requests"
-        return Summary(title, rows, [self.specification.host.describe(), *self.warnings])
+        title = f"{self.specification.model.name}, {self.specification.workload.name}, {self.measured} requests"
+        return Summary(title, rows, [self.specification.host.describe(), *self.notes, *self.warnings])
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know about the figures, one line each."""
+        error = self.kept.quantile_error
+        return [f"percentiles are from a sketch of the latencies, within {100 * error:.2g} %"] if error else []
 
     def plot(self) -> Figure:
         """Draw the breakdown and the latency's distribution; returns a matplotlib figure."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import simpy
 
 from iosim.effects import NO_COST, Effect, sleep_until, wait
@@ -19,11 +21,14 @@ from iosim.errors import IosimError
 from iosim.host import costs, hosts
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
+from iosim.kept import Requests, Summaries
 from iosim.model import Model
 from iosim.requests import filled
 from iosim.result import Result, Snapshot
 from iosim.ring.errors import raise_for
 from iosim.specification import Specification, specify
+from iosim.statistics import Batches
+from iosim.summary import CARRY, edges
 from iosim.window import NEVER
 from iosim.workload.spec import Workload
 
@@ -37,6 +42,10 @@ OVERLOAD: Final = 20
 
 COMPILED_FROM: Final = 5_000
 """Requests from which `auto` takes the compiled engine: about where making the code pays off."""
+ROOMS: Final = 1 << 17
+"""Requests that can be under way in a run that keeps summaries only."""
+COMPILED_DURATION: Final = 100_000_000_000
+"""ps of measured window from which it does."""
 OBSERVER: Final = "observer"
 FASTER: Final = "pip install 'iosim[fast]' runs this up to a hundred times faster, with the same result"
 
@@ -217,7 +226,8 @@ def engine_for(spec: Specification) -> str:
         if not available:
             raise IosimError("the compiled engine needs llvmlite: pip install 'iosim[fast]'", "run.engine")
         return "compiled"
-    long = spec.run.duration is not None or spec.run.requests >= COMPILED_FROM
+    duration = spec.run.duration
+    long = spec.run.requests >= COMPILED_FROM if duration is None else duration >= COMPILED_DURATION
     if long and not available:
         warnings.warn(FASTER, FasterEngineHint, stacklevel=4)
     return "compiled" if available and long else "simpy"
@@ -238,12 +248,29 @@ def _compiled_engine(spec: Specification, machine: Machine) -> CompiledEngine:
         machine.system,
         _costs(spec),
         table=machine.table,
-        state=[machine, machine.window, machine.counters],
+        state=[machine, machine.window, machine.window.summary, machine.counters],
         opaque=(Host, Workload),
         check=raise_for,
         expected=0 if spec.run.duration is not None else spec.run.requests + spec.warmup,
         **_engine_options(spec),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Totals:
+    """What the summary of a run has come to at the end of a batch; the sketch without its empty bins."""
+
+    count: int
+    longest: int
+    sums: list[int]
+    bins: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+    def at(self, bins: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The counts of more bins, as those of a later time."""
+        out = np.zeros(len(bins), dtype=np.int64)
+        out[np.searchsorted(bins, self.bins)] = self.counts
+        return out
 
 
 class _Observer:
@@ -256,6 +283,10 @@ class _Observer:
         self.engine: SimpyEngine | CompiledEngine
         self.snapshots: list[Snapshot] = []
         self.warnings: list[str] = []
+        self.totals: list[_Totals] = []
+        self.values: npt.NDArray[np.int64]
+        if spec.run.keep == "summary":
+            machine.window.summarize(ROOMS)
 
     def watch(self) -> Generator[Effect, None, None]:
         spec, window, clock = self.spec, self.machine.window, self.machine.clock
@@ -282,6 +313,9 @@ class _Observer:
                 self._report(i / batches)
                 if window.overloaded:
                     break
+        if not window.keeps:
+            window.summary.open = False
+            self.values = self.engine.numbers(window.summary, "values")[: window.summary.count]
         window.draining = True
         window.boundary = NEVER
         while self._under_way() > 0:
@@ -318,6 +352,18 @@ class _Observer:
             )
         )
 
+        if not window.keeps:
+            window.summary.open = True
+            self.totals.append(self._totals())
+
+    def _totals(self) -> _Totals:
+        summary, numbers = self.machine.window.summary, self.engine.numbers
+        words = zip(numbers(summary, "sums").tolist(), numbers(summary, "carries").tolist(), strict=True)
+        counts = numbers(summary, "counts")
+        bins = np.flatnonzero(counts)
+        sums = [low + (high << CARRY) for low, high in words]
+        return _Totals(summary.count, summary.longest, sums, bins, counts[bins])
+
     def _report(self, fraction: float) -> None:
         if self.progress is not None:
             self.progress(fraction)
@@ -334,9 +380,7 @@ class _Observer:
                 f"overloaded: only {measured} of {wanted} requests completed while {table.created} arrived; "
                 "lower workload.rate"
             )
-        order = np.array(window.order[first.completed : last.completed], dtype=np.int64)
-        stamps = filled(table.rows()[order]) if len(order) else np.empty((0, table.milestones), np.int64)
-        if len(order) == 0:
+        if measured == 0:
             if self.spec.run.duration is not None:
                 span = (last.time - first.time) / 1e6
                 raise IosimError(f"no request completed in the window of {span:g} us", "run.duration")
@@ -346,20 +390,43 @@ class _Observer:
             )
         if last.dropped > first.dropped:
             self.warnings.append(f"{last.dropped - first.dropped} packets dropped at full queues in the window")
-        if self.spec.workload.open_loop and len(stamps) >= 100:
+        if self.spec.workload.open_loop and measured >= 100:
             self._check_stationary()
         return Result(
             specification=self.spec,
             stages=table.stages,
             milestones=table.names,
-            rows=order,
-            stamps=stamps,
+            kept=self._summaries() if self.totals else self._requests(first.completed, last.completed),
             snapshots=self.snapshots,
             threads=[thread.name for thread in self.machine.system.threads],
             events=self.engine.events,
             warnings=self.warnings,
             engine=engine,
         )
+
+    def _requests(self, first: int, last: int) -> Requests:
+        order = np.array(self.machine.window.order[first:last], dtype=np.int64)
+        return Requests(order, filled(self.machine.table.rows()[order]))
+
+    def _summaries(self) -> Summaries:
+        """The differences of the totals read at the batches' ends."""
+        totals, summary = self.totals, self.machine.window.summary
+        pairs = list(itertools.pairwise(totals))
+        stage_sums = [
+            [after.sums[stage] - before.sums[stage] for before, after in pairs]
+            for stage in range(len(self.machine.table.stages))
+        ]
+        used = totals[-1].bins
+        low, high = edges(used)
+        latency = Batches(
+            sizes=np.array([after.count - before.count for before, after in pairs], dtype=np.int64),
+            sums=[sum(parts) for parts in zip(*stage_sums, strict=True)],
+            low=low.astype(np.float64),
+            high=high.astype(np.float64),
+            counts=np.diff([t.at(used) for t in totals], axis=0),
+            greatest=float(totals[-1].longest),
+        )
+        return Summaries(latency, stage_sums, self.values if totals[-1].count <= summary.exact else None)
 
     def _check_stationary(self) -> None:
         """Warn where the backlog of an open loop grew through the window: its latencies are of no steady state."""

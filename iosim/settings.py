@@ -116,6 +116,9 @@ class RunSettings(Settings):
     engine: Literal["auto", "simpy", "compiled"] = Field(
         "auto", description="simpy, compiled, or auto: compiled for long runs where llvmlite is installed"
     )
+    keep: Literal["requests", "summary"] = Field(
+        "requests", description="requests: every one; summary: counts, sums and quantiles, in constant memory"
+    )
     replication: Whole = Field(0, ge=0, le=2**31 - 1, description="keys them too: another sample of the same")
 
 

@@ -21,7 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from iosim.host.counters import NAMES as COUNTERS
-from iosim.result import PERCENTILES, Result, half_width, number_text, percent_text, time_text
+from iosim.kept import PERCENTILES
+from iosim.result import Result, half_width, number_text, percent_text, time_text
 from iosim.statistics import Estimate, ratio
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _load(result: Result) -> str:
 
 
 def _title(comparison: Comparison) -> str:
-    counts = sorted({len(r.rows) for r in comparison.results})
+    counts = sorted({r.measured for r in comparison.results})
     requests = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"{_load(comparison.results[0])} · {requests} requests"
 
@@ -174,6 +175,7 @@ def _remarks(comparison: Comparison) -> list[tuple[str, str, str]]:
     """What stands below the table: label, text, style."""
     hosts = dict.fromkeys(r.specification.host.describe() for r in comparison.results)
     lines = [("host", line, "") for line in hosts]
+    lines += [("note", line, "dim") for line in dict.fromkeys(n for r in comparison.results for n in r.notes)]
     lines += [("warning", line, "yellow") for line in comparison.warnings]
     lines += [(a.label, note, "dim") for a in comparison.asked for note in a.notes]
     return lines
@@ -205,12 +207,13 @@ class RunTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         r, say = self.result, _voice(options)
         name = r.specification.model.name
-        yield Text(say(f"{name} · {_load(r)} · {len(r.rows)} requests"), style="bold", overflow="fold")
+        yield Text(say(f"{name} · {_load(r)} · {r.measured} requests"), style="bold", overflow="fold")
         rows = run_sections(r)
         yield from _chunks(rows, [name], options.max_width, say)
         yield _breakdown(r, options.max_width, say)
         yield _layers(r, options.max_width, say)
         lines = [("host", r.specification.host.describe(), "")]
+        lines += [("note", line, "dim") for line in r.notes]
         lines += [("warning", line, "yellow") for line in r.warnings]
         yield from _notes(lines, say)
 

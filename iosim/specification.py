@@ -97,6 +97,7 @@ class Specification:
         out["run.requests"] = self.run.requests if self.run.duration is None else None
         out["run.warmup"] = self.warmup
         out["run.duration"] = None if self.run.duration is None else _time_text(self.run.duration)
+        out["run.keep"] = self.run.keep
         out["run.replication"] = self.run.replication
         return out
 

@@ -37,6 +37,26 @@ MERGE_LEVEL = 0.2
 SECTION_TAIL = 10
 
 
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Successive batches of values that are not kept: their sums, and how many lie in each of some bins.
+
+    Attributes:
+        sizes: Values in each batch. Shape (b,).
+        sums: Their exact sums, as many.
+        low, high: The smallest and the largest value that a bin may hold, bins in ascending order. Shape (k,).
+        counts: Values of each batch in each bin. Shape (b, k).
+        greatest: The greatest of all values.
+    """
+
+    sizes: npt.NDArray[np.int64]
+    sums: list[int]
+    low: FloatArray
+    high: FloatArray
+    counts: npt.NDArray[np.int64]
+    greatest: float
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value and its confidence interval.
@@ -121,28 +141,155 @@ def quantile(values: npt.ArrayLike, q: float, confidence: float = 0.95) -> Estim
     value = float(np.partition(x, rank - 1)[rank - 1])
     if n < FEWEST_VALUES:
         return Estimate(value, None, None, confidence)
-    miss = (1 - confidence) / 2
-    widen = 1.0
+    errors = []
     # The two differ where many values are equal, as times are when all costs are constant.
     for beyond in (x > value, x >= value):
         share = float(beyond.mean())
-        if share in (0, 1):
-            continue
-        error, batches = _batched_error(beyond.astype(np.float64) - share)
-        error /= math.sqrt(share * (1 - share) / n)
-        if error > 1:
-            widen = max(widen, error * _t_factor(batches - 1, confidence) / _normal_factor(miss))
-    centre = n * q
-    # The greatest k with P(B >= k) >= miss, from the binomial(n, 1 - q) variable n - B.
-    most = n - _binomial_quantile(miss, n, 1 - q)
-    low = math.floor(centre - widen * (centre - _binomial_quantile(miss, n, q)))
-    high = math.ceil(centre + widen * (most + 1 - centre))
+        if share not in (0, 1):
+            errors.append((share, *_batched_error(beyond.astype(np.float64) - share)))
+    low, high = _ranks(n, q, errors, confidence)
     return Estimate(
         value,
         float(np.partition(x, low - 1)[low - 1]) if low >= 1 else None,
         float(np.partition(x, high - 1)[high - 1]) if high <= n else None,
         confidence,
     )
+
+
+def mean_of_batches(given: Batches, confidence: float = 0.95) -> Estimate:
+    """Estimate the mean of a stationary series of which only batches are kept; as `mean`, the value exact.
+
+    Args:
+        given: The batches, in the order of the simulation; empty ones do not count.
+        confidence: Of the interval.
+
+    Returns:
+        The estimate; no interval below 64 values or 8 batches.
+    """
+    _check_confidence(confidence)
+    n, total = int(given.sizes.sum()), sum(given.sums)
+    sizes, sums = _filled(given)
+    if n < FEWEST_VALUES or len(sizes) < FEWEST_BATCHES:
+        return Estimate(total / n, None, None, confidence)
+    # Times n, the deviations are whole numbers: those of equal values are 0.
+    deviations = np.array([(part * n - total * int(size)) / n for part, size in zip(sums, sizes, strict=True)])
+    error, batches = _merged_error(deviations, sizes)
+    return _t_interval(total / n, error, batches - 1, confidence)
+
+
+def quantile_of_batches(given: Batches, q: float, confidence: float = 0.95) -> Estimate:
+    """Estimate a quantile of a stationary series of which only counts in bins are kept; see `quantile`.
+
+    The value is the middle of the bin that the order statistic is in. The ends of the interval are the far edges of
+    the bins that theirs are in, so that it covers what the exact one would.
+
+    Args:
+        given: The batches, in the order of the simulation.
+        q: The probability, in (0, 1).
+        confidence: Of the interval.
+
+    Returns:
+        The estimate; ends are None as in `quantile`, both of them below 8 batches.
+    """
+    _check_confidence(confidence)
+    _check_probability(q)
+    n = int(given.sizes.sum())
+    totals = np.cumsum(given.counts.sum(axis=0))
+    place = _bin_at(totals, _rank(n, q))
+    value = middle(given, place)
+    kept = given.sizes > 0
+    sizes = given.sizes[kept]
+    if n < FEWEST_VALUES or len(sizes) < FEWEST_BATCHES:
+        return Estimate(value, None, None, confidence)
+    errors = []
+    for first in (place + 1, place):
+        beyond = given.counts[kept, first:].sum(axis=1)
+        share = float(beyond.sum() / n)
+        if share not in (0, 1):
+            errors.append((share, *_merged_error(beyond - share * sizes, sizes)))
+    low, high = _ranks(n, q, errors, confidence)
+    return Estimate(
+        value,
+        float(given.low[_bin_at(totals, low)]) if low >= 1 else None,
+        min(float(given.high[_bin_at(totals, high)]), given.greatest) if high <= n else None,
+        confidence,
+    )
+
+
+def middle(given: Batches, place: int) -> float:
+    """Return the middle of a bin, as far as it is not above the greatest value."""
+    return float(given.low[place] + min(float(given.high[place]), given.greatest)) / 2
+
+
+def ratio_of_means_of_batches(a: Batches, b: Batches, confidence: float = 0.95) -> Estimate:
+    """Estimate the ratio of the means of two runs of which only batches are kept; see `ratio_of_means`.
+
+    Batch is paired with batch. The deviations are those of two ratio estimates, each of sums to sizes. Where the runs
+    have not as many batches, fewer than 8 or an empty one, there is no interval.
+    """
+    _check_confidence(confidence)
+    sizes_a, sizes_b = a.sizes.astype(np.float64), b.sizes.astype(np.float64)
+    value = sum(a.sums) / sizes_a.sum() / (sum(b.sums) / sizes_b.sum())
+    if len(sizes_a) != len(sizes_b) or len(sizes_a) < FEWEST_BATCHES or 0 in sizes_a or 0 in sizes_b:
+        return Estimate(float(value), None, None, confidence)
+    # Deviations of the batches' means, weighted so that they sum to 0.
+    top = np.array(a.sums, dtype=np.float64) / sizes_a.mean()
+    bottom = np.array(b.sums, dtype=np.float64) / sizes_b.mean()
+    deviations = top - sizes_a / sizes_a.mean() * float(top.mean())
+    deviations -= value * (bottom - sizes_b / sizes_b.mean() * float(bottom.mean()))
+    error, batches = _batched_error(deviations)
+    return _t_interval(float(value), error / float(bottom.mean()), batches - 1, confidence)
+
+
+def quantile_ratio_of_batches(a: Batches, b: Batches, q: float, confidence: float = 0.95) -> Estimate:
+    """Estimate the ratio of the quantiles of two runs of which only batches are kept; see `quantile_ratio`.
+
+    Sections are made of whole batches: 16 of two, or 8 of four, where both runs have 32.
+    """
+    ours, theirs = quantile_of_batches(a, q, confidence), quantile_of_batches(b, q, confidence)
+    if theirs.value == 0:
+        raise IosimError(f"the quantile of the baseline at {q:g} is 0, so there is no ratio to it")
+    value = ours.value / theirs.value
+    for sections in (2 * FEWEST_BATCHES, FEWEST_BATCHES):
+        pairs = list(zip(_sections(a, sections), _sections(b, sections), strict=False))
+        tail = min((int(s.sizes.sum()) for pair in pairs for s in pair), default=0) * min(q, 1 - q)
+        if len(pairs) < sections or tail < SECTION_TAIL - 1e-6:
+            continue
+        quantiles = np.array([[_binned_quantile(s, q) for s in pair] for pair in pairs])
+        interval = _section_interval(quantiles, value, sections, confidence) if quantiles.all() and value > 0 else None
+        if interval is not None:
+            return interval
+    each = 1 - (1 - confidence) / 2
+    return _ratio_of_intervals(quantile_of_batches(a, q, each), quantile_of_batches(b, q, each), value, confidence)
+
+
+def _sections(given: Batches, sections: int) -> list[Batches]:
+    """Neighbouring batches together; none where they cannot be divided so."""
+    n = len(given.sizes)
+    if n % sections:
+        return []
+    width = n // sections
+    return [
+        Batches(given.sizes[i : i + width], given.sums[i : i + width], given.low, given.high,
+                given.counts[i : i + width], given.greatest)
+        for i in range(0, n, width)
+    ]  # fmt: skip
+
+
+def _binned_quantile(given: Batches, q: float) -> float:
+    totals = np.cumsum(given.counts.sum(axis=0))
+    return middle(given, _bin_at(totals, _rank(int(totals[-1]), q)))
+
+
+def _bin_at(totals: npt.NDArray[np.int64], rank: int) -> int:
+    """Return the bin of the value that is number ``rank`` in ascending order."""
+    return int(np.searchsorted(totals, rank))
+
+
+def _filled(given: Batches) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Return sizes and sums of the batches that are not empty."""
+    places = np.flatnonzero(given.sizes)
+    return given.sizes[places], [given.sums[i] for i in places]
 
 
 def ratio(numerators: npt.ArrayLike, denominators: npt.ArrayLike, confidence: float = 0.95) -> Estimate:
@@ -254,18 +401,25 @@ def quantile_ratio(a: npt.ArrayLike, b: npt.ArrayLike, q: float, confidence: flo
         quantiles = np.array([(_order_statistic(s, q), _order_statistic(t, q)) for s, t in pairs])
         if top == 0 or not quantiles.all():
             break
-        # Around the value of the whole run: quantiles of sections are biased more than that of the run.
-        logs = np.log(quantiles[:, 0] / quantiles[:, 1] / value)
-        if sections > FEWEST_BATCHES and _correlated(logs - logs.mean()):
-            continue
-        half = _t_factor(sections - 1, confidence) * float(logs.std(ddof=1)) / math.sqrt(sections)
-        return Estimate(value, value * math.exp(-half), value * math.exp(half), confidence)
-    return _bonferroni(x, y, q, value, confidence)
-
-
-def _bonferroni(x: FloatArray, y: FloatArray, q: float, value: float, confidence: float) -> Estimate:
+        interval = _section_interval(quantiles, value, sections, confidence)
+        if interval is not None:
+            return interval
     each = 1 - (1 - confidence) / 2
-    ours, theirs = quantile(x, q, each), quantile(y, q, each)
+    return _ratio_of_intervals(quantile(x, q, each), quantile(y, q, each), value, confidence)
+
+
+def _section_interval(quantiles: FloatArray, value: float, sections: int, confidence: float) -> Estimate | None:
+    """The interval from sections' quantiles, shape (sections, 2); None where they are correlated, and can be fewer."""
+    # Around the value of the whole run: quantiles of sections are biased more than that of the run.
+    logs = np.log(quantiles[:, 0] / quantiles[:, 1] / value)
+    if sections > FEWEST_BATCHES and _correlated(logs - logs.mean()):
+        return None
+    half = _t_factor(sections - 1, confidence) * float(logs.std(ddof=1)) / math.sqrt(sections)
+    return Estimate(value, value * math.exp(-half), value * math.exp(half), confidence)
+
+
+def _ratio_of_intervals(ours: Estimate, theirs: Estimate, value: float, confidence: float) -> Estimate:
+    """Bonferroni: each of the two misses with half the probability."""
     low = ours.low / theirs.high if ours.low is not None and theirs.high else None
     high = ours.high / theirs.low if ours.high is not None and theirs.low else None
     return Estimate(value, low, high, confidence)
@@ -293,6 +447,12 @@ def _batched_error(deviations: FloatArray) -> tuple[float, int]:
     starts = np.arange(count) * n // count
     sums = np.add.reduceat(deviations, starts)
     sizes = np.diff(starts, append=n)
+    return _merged_error(sums, sizes)
+
+
+def _merged_error(sums: FloatArray, sizes: npt.NDArray[np.int64]) -> tuple[float, int]:
+    """Return what `_batched_error` does, from the batches' sums of deviations and their sizes."""
+    n = int(sizes.sum())
     scaled: FloatArray = sums / np.sqrt(sizes)
     while len(sums) >= 2 * FEWEST_BATCHES and _correlated(scaled):
         pairs = np.arange(0, len(sums), 2)
@@ -300,6 +460,29 @@ def _batched_error(deviations: FloatArray) -> tuple[float, int]:
         scaled = sums / np.sqrt(sizes)
     batches = len(sums)
     return math.sqrt(float(scaled @ scaled) / (batches - 1) / n), batches
+
+
+def _ranks(n: int, q: float, errors: list[tuple[float, float, int]], confidence: float) -> tuple[int, int]:
+    """Return the numbers of the order statistics that enclose a quantile.
+
+    Args:
+        n: Values.
+        q: The probability.
+        errors: Of shares of the values near q: the share, its standard error by batches, and their number.
+        confidence: Of the interval.
+    """
+    miss = (1 - confidence) / 2
+    widen = 1.0
+    for share, error, batches in errors:
+        relative = error / math.sqrt(share * (1 - share) / n)
+        if relative > 1:
+            widen = max(widen, relative * _t_factor(batches - 1, confidence) / _normal_factor(miss))
+    centre = n * q
+    # The greatest k with P(B >= k) >= miss, from the binomial(n, 1 - q) variable n - B.
+    most = n - _binomial_quantile(miss, n, 1 - q)
+    low = math.floor(centre - widen * (centre - _binomial_quantile(miss, n, q)))
+    high = math.ceil(centre + widen * (most + 1 - centre))
+    return low, high
 
 
 def _correlated(deviations: FloatArray) -> bool:

@@ -12,7 +12,8 @@ from typing import Any, Final
 from iosim.errors import IosimError
 from iosim.host.counters import NAMES as COUNTERS
 from iosim.host.hosts import Host
-from iosim.result import PERCENTILES, Result
+from iosim.kept import PERCENTILES
+from iosim.result import Result
 from iosim.run import run
 from iosim.specification import specify
 from iosim.statistics import Estimate
@@ -54,7 +55,7 @@ def run_point(task: Task, hosts: Mapping[str, Host]) -> Row:
 
 def measures(result: Result) -> Row:
     """Return what a run measured, by the names of the table's columns."""
-    requests = len(result.rows)
+    requests = result.measured
     row: Row = {}
     for name in ("mean", *PERCENTILES):
         _estimate(row, f"latency_{name}_ns", result.latency[name])

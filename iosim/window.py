@@ -13,7 +13,8 @@ from typing import Final
 from iosim.effects import Effect, notify
 from iosim.engine.system import System
 from iosim.fifo import Fifo, put
-from iosim.requests import RequestTable, create, mark
+from iosim.requests import RequestTable, create, give_up, mark
+from iosim.summary import BINS, EXACT, Summary, add
 
 NEVER: Final = 1 << 62
 LOST: Final = 1 << 12
@@ -28,15 +29,18 @@ class Window:
         completed: Requests completed so far.
         dropped: Requests lost on the way.
         draining: No more requests are to be created.
+        keeps: Whether every request is kept: its row in `order`. Else it is added to `summary`, and its row used
+            again.
         order: The rows in the order of their completion.
+        summary: Sums over the requests, and a sketch of their latencies.
         lost: The rows of dropped requests, for the load generator, which is notified on ``losses``.
         limit, overloaded: When so many requests have been created the path is taken to be overloaded, and the
             observer is told, so that the run ends.
     """
 
     __slots__ = (
-        "boundary", "channel", "completed", "draining", "dropped", "limit", "losses", "lost", "order", "overloaded",
-        "table",
+        "boundary", "channel", "completed", "draining", "dropped", "keeps", "limit", "losses", "lost", "order",
+        "overloaded", "summary", "table",
     )  # fmt: skip
 
     def __init__(self, system: System, table: RequestTable) -> None:
@@ -50,7 +54,15 @@ class Window:
         self.overloaded = False
         self.losses = system.channel("lost requests")
         self.lost = Fifo(LOST)
+        self.keeps = True
         self.order: list[int] = []
+        self.summary = Summary(table.milestones)
+
+    def summarize(self, rooms: int, exact: int = EXACT) -> None:
+        """Keep no requests, only their summary, with room for so many under way. Before the first one."""
+        self.keeps = False
+        self.table.recycle(rooms)
+        self.summary = Summary(self.table.milestones, exact, BINS)
 
 
 def new_request(w: Window, now: int) -> Generator[Effect, None, int]:
@@ -65,7 +77,10 @@ def complete(w: Window, row: int, now: int) -> Generator[Effect, None, None]:
     """Stamp the last milestone of a request and count it."""
     mark(w.table, row, w.table.milestones - 1, now)
     w.completed += 1
-    w.order.append(row)
+    if w.keeps:
+        w.order.append(row)
+    elif w.summary.open:
+        add(w.summary, w.table, row)
     if w.completed >= w.boundary or w.draining:
         yield notify(w.channel)
 
@@ -73,6 +88,7 @@ def complete(w: Window, row: int, now: int) -> Generator[Effect, None, None]:
 def drop(w: Window, row: int) -> Generator[Effect, None, None]:
     """Count a request that was lost on the way, and tell the load generator: a closed loop goes on at once."""
     w.dropped += 1
+    give_up(w.table, row)
     put(w.lost, row)
     yield notify(w.losses)
     if w.draining:

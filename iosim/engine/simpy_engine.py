@@ -15,6 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import simpy
 from simpy.events import NORMAL, Event, Timeout
 
@@ -212,6 +214,10 @@ class SimpyEngine:
     def switches(self) -> list[int]:
         """Return how often each thread was put on a CPU after it had slept or another thread had run there."""
         return [thread.switches for thread in self._threads]
+
+    def numbers(self, obj: Any, name: str) -> npt.NDArray[np.int64]:
+        """Return a copy of an object's list of numbers as it is now."""
+        return np.array(getattr(obj, name), dtype=np.int64)
 
     # -- installation -------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class Client:
         machine, network, milestones, workload: What it belongs to.
 
     Attributes:
-        connection: The connection (or sender) of each row, in ``rr``.
+        connection: The connection (or sender) of each row, by its place in the table, in ``rr``.
         reply: The channel of each connection.
         credits: Packets that may still be sent in a closed loop, in ``rx``.
     """
@@ -82,13 +82,22 @@ class Client:
         system.process("lost requests", lost_requests(self))
 
 
+def remember(c: Client, row: int, i: int) -> None:
+    """A new row is of connection ``i``."""
+    place = row & c.machine.table.mask
+    if place < len(c.connection):
+        c.connection[place] = i
+    else:
+        c.connection.append(i)
+
+
 def connection(c: Client, i: int) -> Generator[Effect, None, None]:
     """One connection of the closed loop: send, wait for the reply, receive it."""
     m = c.machine
     clock = m.clock
     while not m.window.draining:
         row = yield from new_request(m.window, clock.now)
-        c.connection.append(i)
+        remember(c, row, i)
         yield spend(CLIENT_SEND)
         mark(m.table, row, c.milestones.client_sent, clock.now)
         put(c.sending, row)
@@ -110,7 +119,7 @@ def rr_arrivals(c: Client) -> Generator[Effect, None, None]:
         if not m.window.draining:
             row = yield from new_request(m.window, m.clock.now)
             i = row % len(c.reply)
-            c.connection.append(i)
+            remember(c, row, i)
             if put(c.work[i], row):
                 yield notify(c.reply[i])
             else:
@@ -158,7 +167,7 @@ def client_nic(c: Client) -> Generator[Effect, None, None]:
         row = take_first(net.to_client)
         yield sleep_until(take_first(net.to_client_at))
         mark(m.table, row, c.milestones.client_arrived, m.clock.now)
-        i = c.connection[row]
+        i = c.connection[row & m.table.mask]
         if c.open_loop:
             put(c.work[i], row)
         yield notify(c.reply[i])
@@ -219,7 +228,7 @@ def lost_requests(c: Client) -> Generator[Effect, None, None]:
             yield wait(window.losses)
         row = take_first(window.lost)
         if c.kind == RR and not c.open_loop:
-            i = c.connection[row]
+            i = c.connection[row & window.table.mask]
             c.lost[i] = True
             yield notify(c.reply[i])
         elif c.kind == RX:

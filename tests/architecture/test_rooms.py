@@ -14,7 +14,7 @@ ROOT = Path(iosim.__file__).parent
 ROOMS = [
     ["version", "errors", "files"],
     ["ring", "virtio"],
-    ["requests", "fifo"],
+    ["requests", "fifo", "summary"],
     ["effects", "engine"],
     ["window"],
     ["host"],
@@ -24,6 +24,7 @@ ROOMS = [
     ["models"],
     ["specification"],
     ["statistics"],
+    ["kept"],
     ["result"],
     ["run"],
     ["workers"],

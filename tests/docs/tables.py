@@ -34,6 +34,7 @@ UNITS = {
     "run.seed": "number",
     "run.replication": "number",
     "run.engine": "name",
+    "run.keep": "name",
     "device.hub": "on, off",
     "device.event_idx": "on, off",
     "device.mitigation": "on, off",

@@ -40,6 +40,7 @@ TWO_WAITERS: Final = 1
 NOT_OWNER: Final = 2
 RING: Final = 3
 FULL: Final = 4
+CROWDED: Final = 5
 
 
 class Core:

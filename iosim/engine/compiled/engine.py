@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from iosim.effects import NO_COST, Effect
 from iosim.engine.compiled import code
 from iosim.engine.compiled import core as engine_core
@@ -18,7 +21,7 @@ from iosim.engine.costs import CostTable
 from iosim.engine.distributions import Constant
 from iosim.engine.draws import stream_key, table_for
 from iosim.engine.system import System
-from iosim.requests import UNSET, RequestTable, grow
+from iosim.requests import NEVER, UNSET, RequestTable, crowded, grow
 
 ROOM: Final = 1 << 14
 """Requests the lists have room for to begin with."""
@@ -108,7 +111,10 @@ class CompiledEngine:
             for k, argument in enumerate(arguments):
                 value = argument if isinstance(argument, int) else layout.address(argument)
                 self.memory.words[place + 1 + k] = int(value)
-        self._grow(max(ROOM, expected + expected // 16 + 2 * MARGIN))
+        if table.full < NEVER:
+            self._grow(max(ROOM, expected + expected // 16 + 2 * MARGIN))
+        else:
+            self.memory.grow(self._growing(len(self.table_last())))
 
     # -- preparation --------------------------------------------------------------------------------------------
 
@@ -204,7 +210,7 @@ class CompiledEngine:
     def _make_room(self) -> None:
         """Twice the room for requests, if that is what is short; timers are looked at in any case."""
         rooms = len(self.table_last())
-        short = self.memory.get(self.table, "created") + MARGIN > rooms
+        short = self.memory.get(self.table, "created") + MARGIN > self.memory.get(self.table, "full")
         self._grow(2 * rooms if short else rooms)
 
     def stop(self) -> None:
@@ -227,6 +233,10 @@ class CompiledEngine:
     def switches(self) -> list[int]:
         """Return how often each thread was put on a CPU."""
         return [int(x) for x in self.memory.items(self.core, "switches")]
+
+    def numbers(self, obj: Any, name: str) -> npt.NDArray[np.int64]:
+        """Return a copy of an object's list of numbers as it is now."""
+        return self.memory.items(obj, name).copy()
 
     def table_last(self) -> Any:
         """The request table's list of last milestones."""
@@ -269,13 +279,8 @@ class CompiledEngine:
         lists: list[tuple[Any, str, int]] = []
         if rooms > len(self.table_last()):
             lists += [(self.table, "_stamps", rooms * self.table.milestones), (self.table, "_last", rooms)]
-            lists += [
-                (obj, name, rooms)
-                for obj in memory.layout.found
-                for owner, name in GROWING
-                if type(obj).__name__ == owner
-            ]
-            memory.put(self.table, "_capacity", rooms)
+            lists += self._growing(rooms)
+            memory.put(self.table, "full", rooms)
         timers = len(memory.items(self.core, "heap_time"))
         full = memory.get(self.core, "heap_size") + MARGIN >= timers
         if full:
@@ -285,6 +290,11 @@ class CompiledEngine:
             if name in ("_stamps", "_last", *HEAP):
                 memory.lengthen(obj, name, UNSET if name == "_stamps" else 0)
 
+    def _growing(self, rooms: int) -> list[tuple[Any, str, int]]:
+        """The lists that requests are appended to, and the room they need."""
+        found = self.memory.layout.found
+        return [(obj, name, rooms) for obj in found for owner, name in GROWING if type(obj).__name__ == owner]
+
     def _raise(self) -> None:
         error = self.memory.get(self.core, "error")
         at = self.memory.get(self.core, "error_at")
@@ -292,6 +302,8 @@ class CompiledEngine:
             raise RuntimeError(f"two processes wait on '{self.system.channels[at]}': a channel has one waiter")
         if error == engine_core.NOT_OWNER:
             raise RuntimeError(f"a process gives back '{self.system.locks[at]}', which it has not")
+        if error == engine_core.CROWDED:
+            crowded(self.table)
         if error == engine_core.RING:
             assert self._check is not None
             self._check(at)
@@ -304,9 +316,10 @@ class CompiledEngine:
 
 FETCHED: Final = {
     "Window": ("completed", "dropped", "draining", "overloaded", "boundary", "limit"),
+    "Summary": ("count", "longest", "open"),
     "Counters": ("n",),
 }
-PUT_BACK: Final = {"Window": ("boundary", "limit", "draining", "overloaded")}
+PUT_BACK: Final = {"Window": ("boundary", "limit", "draining", "overloaded"), "Summary": ("open",)}
 
 
 @dataclass(frozen=True)
@@ -354,13 +367,19 @@ def _intrinsics(layout: Layout, core: Core, table: RequestTable, check: Any) -> 
     def nearly_full(e: Any, _arguments: Any) -> Any:
         place = (Obj(RequestTable), str(layout.address(table)))
         created = e.attribute(place, "created")[1]
-        capacity = e.attribute(place, "_capacity")[1]
-        test = e.temp(f"icmp sgt i64 {e.add(created, str(MARGIN))}, {capacity}")
+        full = e.attribute(place, "full")[1]
+        test = e.temp(f"icmp sgt i64 {e.add(created, str(MARGIN))}, {full}")
         return INT, e.temp(f"zext i1 {test} to i64")
+
+    def too_many(e: Any, _arguments: Any) -> Any:
+        """crowded: stops the run; the exception is raised outside."""
+        e.store(e.slot((Obj(Core), str(layout.address(core))), "error")[0], str(engine_core.CROWDED))
+        return INT, "0"
 
     return {
         check: ring_error,
         grow: nothing,
+        crowded: too_many,
         engine_core.resume: resume,
         engine_core.requests_nearly_full: nearly_full,
     }
