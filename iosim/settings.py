@@ -34,6 +34,8 @@ def _checked(parse: Callable[[object], Any]) -> BeforeValidator:
 
 
 def _whole(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # not through a float, which has no room for the digits of a large seed
     number = parse_count(value)
     if number != int(number):
         raise IosimError(f"{value!r} is no whole number")

@@ -255,3 +255,9 @@ def test_the_interrupt_for_sent_packets_waits_for_three_quarters_of_them() -> No
     result = iosim.simulate("virtio-net", workload="tx", requests=4000, settings={"workload.depth": 200})
     assert result.per_request("interrupts").value < 0.1
     assert result.count("suppressed.interrupts") > 3000
+
+
+@pytest.mark.parametrize("seed", [0, 2**53 + 1, 2**63 - 1])
+def test_a_seed_is_taken_digit_by_digit(seed: int) -> None:
+    """Not through a float, in which 2**53 + 1 is 2**53."""
+    assert specify("vhost-net", settings={"run.seed": seed}).run.seed == seed
