@@ -118,6 +118,8 @@ def run(model: str, out: str | None, **options: Any) -> None:
         ]
         if result.keeps_requests:
             written.append(result.to_parquet(f"{name}.parquet"))
+        else:
+            click.echo("iosim: no Parquet file: the run kept summaries only (run.keep=requests keeps all)", err=True)
     if options["as_json"]:
         click.echo(result.to_json())
     else:
