@@ -301,14 +301,19 @@ def perform_wait(core: Core, context: int, channel: int, wake: int, _1: int) -> 
     if core.latched[channel]:
         core.latched[channel] = False
         return False
+    wait_on(core, context, channel, wake)
+    block(core, context)
+    return True
+
+
+def wait_on(core: Core, context: int, channel: int, wake: int) -> None:
+    """Make a context the one that waits on a channel."""
     if core.waiter[channel] >= 0:
         core.error = TWO_WAITERS
         core.error_at = channel
     core.waiter[channel] = context
     core.channel[context] = channel
     core.wake[context] = wake
-    block(core, context)
-    return True
 
 
 def perform_wait_until(core: Core, context: int, channel: int, wake: int, deadline: int) -> bool:
@@ -316,12 +321,7 @@ def perform_wait_until(core: Core, context: int, channel: int, wake: int, deadli
     if core.latched[channel]:
         core.latched[channel] = False
         return False
-    if core.waiter[channel] >= 0:
-        core.error = TWO_WAITERS
-        core.error_at = channel
-    core.waiter[channel] = context
-    core.channel[context] = channel
-    core.wake[context] = wake
+    wait_on(core, context, channel, wake)
     set_timer(core, context, max(0, deadline - core.clock.now))
     block(core, context)
     return True

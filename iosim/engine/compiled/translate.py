@@ -710,7 +710,7 @@ class _Process(_Emitter):
             raise self.refuse(node, "yield from what is no helper")
         arguments = [self.expr(argument) for argument in call.args]
         arguments += self.defaults(function, len(call.args), call)
-        helper = self.helper(function, [kind for kind, _ in arguments], node)
+        helper = self.helper(function, [kind for kind, _ in arguments])
         for local, (_, operand) in zip(helper.parameters, arguments, strict=True):
             self.write(local, operand)
         back = self.label("back")
@@ -761,7 +761,7 @@ class _Process(_Emitter):
         self.emit_label(on)
         return INT, "0"
 
-    def helper(self, function: FunctionType, kinds: list[Kind], node: ast.AST) -> _Helper:
+    def helper(self, function: FunctionType, kinds: list[Kind]) -> _Helper:
         key = (function, tuple(kinds))
         if key not in self.helpers:
             scope = Scope(function, key)
@@ -771,8 +771,9 @@ class _Process(_Emitter):
                 self.declare(argument.arg, kind)
                 for argument, kind in zip(definition.args.args, kinds, strict=True)
             ]
+            # A helper returns a number: the row of a request, a count, a truth value.
             back = self.declare("back ", INT)
-            result = self.declare("result ", self.result_kind(function, node)) if self.returns(function) else None
+            result = self.declare("result ", INT) if self.returns(function) else None
             self.scope = outer
             made = _Helper(scope, self.label("helper"), parameters, back, result)
             self.helpers[key] = made
@@ -782,11 +783,6 @@ class _Process(_Emitter):
     def returns(self, function: FunctionType) -> bool:
         last = _body(_source(function)[0])[-1]
         return isinstance(last, ast.Return) and last.value is not None
-
-    def result_kind(self, function: FunctionType, node: ast.AST) -> Kind:
-        """Helpers return numbers."""
-        del function, node
-        return INT
 
     def write_helper(self, helper: _Helper) -> None:
         self.scope = helper.scope
