@@ -406,7 +406,12 @@ class _Observer:
 
     def _requests(self, first: int, last: int) -> Requests:
         order = np.array(self.machine.window.order[first:last], dtype=np.int64)
-        return Requests(order, filled(self.machine.table.rows()[order]))
+        rows = self.machine.table.rows()
+        if np.all(np.diff(order) == 1):
+            # Completed as they were made: the table itself will do, and nobody else needs it any more. A copy would
+            # be as large again, and the kernel's time to clear its pages a good part of a long run.
+            return Requests(order, filled(rows[order[0] : order[0] + len(order)]))
+        return Requests(order, filled(rows[order]))
 
     def _summaries(self) -> Summaries:
         """The differences of the totals read at the batches' ends."""

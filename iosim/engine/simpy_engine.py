@@ -141,11 +141,15 @@ class SimpyEngine:
     ) -> None:
         self.env = simpy.Environment() if env is None else env
         self._schedule = self.env.schedule
+        # SimPy's queue, to see whether anything is due; not where SimPy waits for the clock on the wall between events.
+        self._due = None if isinstance(self.env, simpy.RealtimeEnvironment) else self.env._queue
         self.clock = system.clock
         self.system = system
         self.costs = costs
         self.seed = seed
         self.replication = replication
+        #: Timers that SimPy was given, and with them the spends that ended at once.
+        self.timers = 0
         self.events = 0
         self.cost_time = [0] * len(costs.names)
         self.cost_count = [0] * len(costs.names)
@@ -259,15 +263,27 @@ class SimpyEngine:
         gate = context.gate
         thread = context.thread
         perform, draw, set_timer = self._perform, self._draw, self._set_timer
+        env, clock, due, dirty, free = self.env, self.clock, self._due, self._dirty, self._ready_free
         yield gate
         for op, a, b, c in context.generator:
             # Most effects are spends: they are played here, without another call.
             if op == SPEND:
                 duration = draw(context, a, b)
                 if duration:
+                    if thread is not None and thread.outranked:
+                        context.remaining = duration
+                        yield gate
+                        continue
+                    end = clock.now + duration
+                    if due is not None and not dirty and not free and (not due or due[0][0] > end):
+                        # Nothing else happens until this is over: it is over now, without an event.
+                        env._now = clock.now = end
+                        self.events += 1
+                        if thread is not None:
+                            thread.busy += duration
+                        continue
                     context.remaining = duration
-                    if thread is None or not thread.outranked:
-                        set_timer(context, duration)
+                    set_timer(context, duration)
                     yield gate
             elif perform(context, op, a, b, c):
                 yield gate
@@ -389,6 +405,7 @@ class SimpyEngine:
         context.timer = timer
         context.started = now = self.clock.now
         context.due = now + delay
+        self.timers += 1
         self.events += 1
         self._schedule(timer, NORMAL, delay)
 
@@ -420,6 +437,7 @@ class SimpyEngine:
 
     def _signal_arrived(self, channel: int, _event: Event) -> None:
         self.clock.now = int(self.env.now)
+        self.timers += 1
         self.events += 1
         self._notify(channel)
         self._drain()
@@ -660,6 +678,7 @@ class SimpyEngine:
         assert timer.callbacks is not None
         timer.callbacks.append(partial(self._slice_over, cpu))
         cpu.slice_timer = timer
+        self.timers += 1
         self.events += 1
 
     def _slice_over(self, cpu: _Cpu, event: Event) -> None:
