@@ -20,6 +20,7 @@ Example:
 
 from __future__ import annotations
 
+import mmap
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -74,8 +75,9 @@ class GuestMemory:
         if top > MAX_SIZE:
             raise MemorySizeError(f"guest memory up to address {top}; at most {MAX_SIZE}")
         try:
-            self.buffer = bytearray(top)
-        except MemoryError:
+            # Not a bytearray, which would write all of it: these pages are there when they are touched.
+            self.buffer = mmap.mmap(-1, top, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (MemoryError, OSError):
             raise MemorySizeError(f"this machine cannot give guest memory of {top} bytes") from None
         set_regions(self, [(0, self.size), *further])
         self.u8: memoryview[int] = memoryview(self.buffer)
