@@ -1,4 +1,7 @@
-"""Every buffer comes back exactly once with its contents, in every size with every mix of features; nobody oversleeps."""
+"""Every buffer comes back exactly once with its contents, in every size every mix of features; nobody oversleeps.
+
+`pump` is the two sides; both ask the ring whether to notify, and sleep until they are notified.
+"""
 
 from __future__ import annotations
 
