@@ -130,9 +130,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def kick_prepare(self) -> None:
         since = self.unkicked
-        if self.packed:
-            due = self.due(self.avail_event, since)
-        elif self.event_idx:
+        if self.packed or self.event_idx:
             due = self.due(self.avail_event, since)
         else:
             due = not self.mem.u16[self.driver.used >> 1] & 1
