@@ -136,12 +136,15 @@ def _read(path: str | Path) -> bytes:
 
 
 def _snapshot(d: Mapping[str, Any], event_idx: bool | None) -> Snapshot:
-    packed = bool(d.get("packed", False))
     raw = d["raw_hex"]
+    packed = bool(d.get("packed", "driver_event" in raw))
     names = ("desc", "driver_event", "device_event") if packed else ("desc", "avail", "used")
     desc, avail, used = addresses = [_whole(d[f"{name}_gpa"]) for name in ("desc", "avail", "used")]
     parts = [bytes.fromhex(raw[name]) for name in names]
-    tables = [(_whole(t["table_gpa"]), t["entries"]) for t in d.get("indirect_tables", {}).values()]
+    tables = [
+        (_whole(t["table_gpa"]), [_entry(entry, packed) for entry in t["entries"]])
+        for t in d.get("indirect_tables", {}).values()
+    ]
     tops = [addr + len(part) for addr, part in zip(addresses, parts, strict=True)]
     tops += [addr + 16 * len(entries) for addr, entries in tables]
     negotiated = d.get("event_idx", event_idx)
@@ -155,20 +158,28 @@ def _snapshot(d: Mapping[str, Any], event_idx: bool | None) -> Snapshot:
     )
     # Unless the file says how much memory the guest had, a buffer anywhere below the limit is believed.
     tops += [addr + length for addr, length, _ in struct.iter_unpack("<QII", parts[0][: len(parts[0]) & ~15])]
-    tops += [_whole(entry["addr"]) + _whole(entry["len"]) for _, entries in tables for entry in entries]
+    tops += [entry[0] + entry[1] for _, entries in tables for entry in entries]
     wanted = _whole(d["memory_bytes"]) if "memory_bytes" in d else max(top for top in tops if top <= MAX_SIZE)
     memory = GuestMemory(wanted)
     for addr, part in zip(addresses, parts, strict=True):
         write_bytes(memory, addr, part)
     for addr, entries in tables:
         for k, entry in enumerate(entries):
-            write_u64(memory, addr + 16 * k, _whole(entry["addr"]))
-            write_u32(memory, addr + 16 * k + 8, _whole(entry["len"]))
-            third, fourth = (entry["id"], entry["flags"]) if packed else (entry["flags"], entry["next"])
-            write_u16(memory, addr + 16 * k + 12, _whole(third))
-            write_u16(memory, addr + 16 * k + 14, _whole(fourth))
+            write_u64(memory, addr + 16 * k, entry[0])
+            write_u32(memory, addr + 16 * k + 8, entry[1])
+            write_u16(memory, addr + 16 * k + 12, entry[2])
+            write_u16(memory, addr + 16 * k + 14, entry[3])
     state = d.get("qemu_state") or {}
     return Snapshot(str(d.get("label", "")), memory, place, {n: _whole(state[n]) for n in _INDEXES if n in state})
+
+
+def _entry(entry: Any, packed: bool) -> list[int]:
+    """A descriptor of a table: an object by the fields' names, or its four numbers in their order in memory."""
+    names = ("addr", "len", "id", "flags") if packed else ("addr", "len", "flags", "next")
+    values = [entry[name] for name in names] if isinstance(entry, dict) else list(entry)
+    if len(values) != len(names):
+        raise IosimError(f"a descriptor has {', '.join(names)}; here are {len(values)} numbers")
+    return [_whole(value) for value in values]
 
 
 def _whole(value: Any) -> int:

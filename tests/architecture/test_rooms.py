@@ -27,11 +27,12 @@ ROOMS = [
     ["kept"],
     ["result"],
     ["run"],
+    ["queues"],
     ["workers"],
     ["parallel", "qemu"],
     ["compare"],
     ["sweep_values", "sweep_workers", "sweep"],
-    ["plot", "plot_sweep", "show", "listing"],
+    ["plot", "plot_sweep", "show", "show_ring", "listing"],
     ["cli", "__main__", "__init__"],
 ]
 RANK = {name: rank for rank, room in enumerate(ROOMS) for name in room}

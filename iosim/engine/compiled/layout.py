@@ -118,14 +118,15 @@ class Layout:
             if id(obj) in self._seen or isinstance(obj, self.opaque) or not _plain(obj):
                 continue
             self._seen.add(id(obj))
-            if isinstance(getattr(obj, "buffer", None), bytearray):
-                if self.guest is not None and self.guest is not obj:
-                    raise NotImplementedError("one guest memory is all the compiled engine knows")
-                self.guest = obj
             self.found.append(obj)
             slots = self.slots.setdefault(type(obj), {})
             for name in names_of(obj):
                 kind = self._kind(obj, name)
+                if isinstance(kind, View):
+                    # Whatever has views is guest memory, so that no view is without a buffer to look into.
+                    if self.guest is not None and self.guest is not obj:
+                        raise NotImplementedError("one guest memory is all the compiled engine knows")
+                    self.guest = obj
                 if kind is not None and name not in slots:
                     slots[name] = (len(slots), kind)
                 elif kind is not None and slots[name][1] == List(ANY):
