@@ -345,3 +345,19 @@ def test_every_error_names_a_clause_or_whom_it_follows() -> None:
             assert "(" in message, f"{name}: {message}"
             assert "2." in message or "QEMU" in message or "Linux" in message, f"{name}: {message}"
             assert kind.__doc__
+
+
+@pytest.mark.parametrize("packed", FORMATS)
+def test_2_7_9_2_8_8_skipped_chains_come_back_as_written_in_full(packed: bool) -> None:
+    """Two batches, each by one used entry that stands where the batch's first chain would; then one by itself."""
+    driver, device = new_virtqueue(GuestMemory(1 << 16), 8, packed=packed, in_order=True, start=5)
+    for n in range(4):
+        driver.add(ONE, [Buffer(0x900, 10 + n)], n)
+    elements = [device.pop() for _ in range(4)]
+    assert None not in elements
+    assert device.push_batch(elements[2], 5) == 3  # type: ignore[arg-type]
+    assert not driver.enable_cb()
+    assert [driver.get_buf() for _ in range(4)] == [(0, 10), (1, 11), (2, 5), None]
+    device.push(elements[3], 1)  # type: ignore[arg-type]
+    assert driver.get_buf() == (3, 1)
+    assert (driver.num_free, device.q.inuse) == (8, 0)
