@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import iosim.virtio
 from iosim.errors import IosimError
 from iosim.ring.memory import GuestMemory, allocate
-from iosim.ring.virtqueue import Buffer
+from iosim.ring.virtqueue import Buffer, new_virtqueue
 from iosim.virtio import console as con
 from iosim.virtio import input as inp
 from iosim.virtio.console import CONTROL_RECEIVEQ, CONTROL_TRANSMITQ, ConsoleDevice, Control, receiveq, transmitq
@@ -250,6 +250,16 @@ def test_5_8_6_events_go_in_groups_or_not_at_all() -> None:
     assert device.send(press[1:]) == [0]
     assert [InputEvent.unpack(data) for data in taken(driver, 0)] == press
     assert InputEvent.unpack(InputEvent(2, 8, -1).pack()).value == 0xFFFFFFFF
+
+
+def test_event_buffers_go_with_their_queue() -> None:
+    device = keyboard()
+    driver = Driver(device, GuestMemory(1 << 18))
+    post(driver, 0, 8)
+    device.send([InputEvent(EV_KEY, 30, 1), InputEvent(EV_SYN, 0, 0)])
+    device.set_queue(0, new_virtqueue(driver.mem, 8)[1])
+    assert device.send([InputEvent(EV_SYN, 0, 0)]) == []
+    assert device.dropped == 3
 
 
 def test_5_8_6_the_status_queue() -> None:
