@@ -491,6 +491,17 @@ def print_report(line: str, detail: bool = False) -> None:
         print(f"iosim: {line}", file=sys.stderr, flush=True)
 
 
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        listener.listen(8)
+    except OSError as error:
+        listener.close()
+        raise VhostUserError(f"cannot listen there: {error.strerror or error}", path) from None
+    return listener
+
+
 class Backend:
     """A vhost-user back end on a socket: serves one driver at a time, for ever.
 
@@ -520,28 +531,16 @@ class Backend:
         self.report = report
         self.session: Session | None = None
         self.sessions = 0
+        self._path = None if isinstance(path, socket.socket) else os.fspath(path)
+        self._listener = None if self._path is None else _listen(self._path)
         self._selector = selectors.DefaultSelector()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self._path: str | None = None
-        self._listener: socket.socket | None = None
         self.watch(self._stop_fd, self._stopped)
+        if self._listener is not None:
+            self.watch(self._listener.fileno(), self._accept)
         if isinstance(path, socket.socket):
             self._connected(path)
-        else:
-            self._listen(os.fspath(path))
-
-    def _listen(self, path: str) -> None:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(path)
-            listener.listen(8)
-        except OSError as error:
-            listener.close()
-            raise VhostUserError(f"cannot listen there: {error.strerror or error}", path) from None
-        self._path = path
-        self._listener = listener
-        self.watch(listener.fileno(), self._accept)
 
     # The loop.
 

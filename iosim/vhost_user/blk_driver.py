@@ -92,7 +92,7 @@ class BlkDriver:
         payload: bytes = b"",
         read: int = 0,
         data: object = None,
-        indirect: bool = False,
+        indirect: bool | None = None,
     ) -> None:
         """Make a request available without telling the device.
 
@@ -102,7 +102,7 @@ class BlkDriver:
             payload: Bytes to write.
             read: Bytes to read.
             data: What `collect` gives back with it.
-            indirect: Put the chain into an indirect table.
+            indirect: Whether to put the chain into an indirect table; by default wherever that was negotiated.
 
         Raises:
             RingError: The ring has no room.
@@ -114,13 +114,10 @@ class BlkDriver:
         out_sg = [Buffer(slot.header, 16), *self._pieces(slot.payload, len(payload))]
         in_sg = [*self._pieces(slot.payload, read), Buffer(slot.status, 1)]
         try:
-            self._add(out_sg, in_sg, (slot, read, data), indirect)
+            self.queue.driver.add(out_sg, in_sg, (slot, read, data), indirect)
         except BaseException:
             self._slots.append(slot)
             raise
-
-    def _add(self, out_sg: list[Buffer], in_sg: list[Buffer], data: object, indirect: bool) -> None:
-        self.queue.driver.add(out_sg, in_sg, data)
 
     def _pieces(self, addr: int, length: int) -> list[Buffer]:
         """Cut a buffer into `segments` pieces of whole sectors, the last one with what is left."""
@@ -161,7 +158,9 @@ class BlkDriver:
                 raise HungError(f"{left} of {count} requests did not come back in {self.timeout:g} s")
         driver.enable_cb()
 
-    def run(self, kind: int, sector: int = 0, payload: bytes = b"", read: int = 0, indirect: bool = False) -> bytes:
+    def run(
+        self, kind: int, sector: int = 0, payload: bytes = b"", read: int = 0, indirect: bool | None = None
+    ) -> bytes:
         """Run one request; return what was read.
 
         Raises:
@@ -177,11 +176,11 @@ class BlkDriver:
             raise BlockRequestError(f"request {kind} at sector {sector} was answered {name}")
         return results[0].content
 
-    def read(self, sector: int, length: int, indirect: bool = False) -> bytes:
+    def read(self, sector: int, length: int, indirect: bool | None = None) -> bytes:
         """Return ``length`` bytes from ``sector`` on."""
         return self.run(VIRTIO_BLK_T_IN, sector, read=length, indirect=indirect)
 
-    def write(self, sector: int, payload: bytes, indirect: bool = False) -> None:
+    def write(self, sector: int, payload: bytes, indirect: bool | None = None) -> None:
         """Write whole sectors."""
         self.run(VIRTIO_BLK_T_OUT, sector, payload, indirect=indirect)
 

@@ -11,7 +11,7 @@ from iosim.virtio.features import (
     VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_RING_F_EVENT_IDX,
 )
-from iosim.virtio.net import NET_HDR_LEN, RECEIVEQ, TRANSMITQ, NetHdr
+from iosim.virtio.net import NET_HDR_LEN, RECEIVEQ, NetHdr
 
 FEATURES = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_NET_F_MRG_RXBUF
 
@@ -64,7 +64,8 @@ class WireDevice:
             queue.set_notification(False)
             while (element := queue.pop()) is not None:
                 data = element.read()
-                assert not any(data[:NET_HDR_LEN]), "the driver was offered no offload"
+                header = NetHdr.unpack(data)
+                assert header.flags == header.gso_type == 0, f"the driver was offered no offload: {header}"
                 self.sent.append(data[NET_HDR_LEN:])
                 queue.push(element, 0)
                 used = True
@@ -98,6 +99,3 @@ class WireDevice:
         assert not elements, "the driver gave too few buffers"
         return used
 
-
-def transmit_index() -> int:
-    return TRANSMITQ
