@@ -11,6 +11,7 @@ Source: QEMU docs/interop/vhost-user.rst ("Ring states", "Message types"); libvh
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import socket
 import sys
@@ -314,8 +315,6 @@ class Session:
             raise MessageFdError(f"{request} for queue {index}: it says one thing of its descriptor and does another")
         if not message.fds:
             return index, None
-        # A hostile or slow driver must not make this end wait in a read or a write.
-        os.set_blocking(message.fds[0], False)
         return index, message.fds.pop()
 
     def _set_vring_kick(self, message: Message) -> None:
@@ -324,6 +323,9 @@ class Session:
             raise MessageFdError(f"queue {index} is to be polled; this back end needs a descriptor for notifications")
         vring = self.vrings[index]
         self._forget_kick(vring)
+        # Somebody else may read it first: this end must not wait then. (The flag is the driver's too, which only
+        # writes; the other descriptors, which it reads, are left as they are.)
+        os.set_blocking(fd, False)
         try:
             self.backend.watch(fd, lambda: self._kicked(index))
         except VhostUserError:
@@ -451,11 +453,13 @@ class Session:
     def _signal(self, fd: int | None) -> None:
         if fd is None:
             return
+        room = select.poll()
+        room.register(fd, select.POLLOUT)
         try:
+            # Where there is no room, so many notifications wait already that one more says nothing.
             # Not eventfd_write: Linux's virtio_uml gives one end of a pipe.
-            os.write(fd, _EVENT)
-        except BlockingIOError:
-            pass  # So many wait already that one more says nothing.
+            if room.poll(0):
+                os.write(fd, _EVENT)
         except OSError as error:
             self.backend.report(f"a notification could not be sent ({error.strerror})")
 
