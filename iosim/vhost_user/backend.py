@@ -572,6 +572,14 @@ class Backend:
                 key.data()
         return bool(events)
 
+    def interrupt(self, indexes: list[int]) -> None:
+        """Send the used buffer notifications of these queues, if a driver is there.
+
+        For what a device does by itself, as when a packet comes in; after a kick the back end does it.
+        """
+        if self.session is not None:
+            self.session.interrupt(indexes)
+
     def run(self) -> None:
         """Serve until `stop` is called, from a signal handler or another thread."""
         while not self._stopping:

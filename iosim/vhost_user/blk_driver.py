@@ -6,7 +6,6 @@ flight. It is here to drive real devices; it has no time and no costs.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -14,21 +13,22 @@ from iosim.ring.memory import allocate, read_bytes, write_bytes
 from iosim.ring.virtqueue import Buffer
 from iosim.vhost_user.errors import BlockRequestError, HungError
 from iosim.vhost_user.frontend import Frontend, FrontendQueue
+from iosim.virtio.blk import (
+    VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+    BlkHdr,
+)
+from iosim.virtio.disk import SECTOR_SIZE
 
-#: Request types (5.2.6).
-VIRTIO_BLK_T_IN: Final = 0
-VIRTIO_BLK_T_OUT: Final = 1
-VIRTIO_BLK_T_FLUSH: Final = 4
-VIRTIO_BLK_T_GET_ID: Final = 8
-#: Answers (5.2.6), and what stands in the status byte until one came.
-VIRTIO_BLK_S_OK: Final = 0
-_STATUS: Final = {1: "IOERR", 2: "UNSUPP"}
+_FAILURES: Final = {VIRTIO_BLK_S_IOERR: "IOERR", VIRTIO_BLK_S_UNSUPP: "UNSUPP"}
+#: What stands in the status byte until an answer came.
 _NO_STATUS: Final = 0xFF
-#: Bytes of a sector, whatever the disk's block size.
-SECTOR: Final = 512
-#: Bytes GET_ID gives (5.2.6).
-ID_BYTES: Final = 20
-_HEADER: Final = struct.Struct("<IIQ")
 
 
 class Done(NamedTuple):
@@ -78,7 +78,7 @@ class BlkDriver:
 
     def capacity(self) -> int:
         """Return the disk's size in bytes, from its configuration space (5.2.4)."""
-        return int.from_bytes(self.frontend.get_config(0, 8), "little") * SECTOR
+        return int.from_bytes(self.frontend.get_config(0, 8), "little") * SECTOR_SIZE
 
     @property
     def free_slots(self) -> int:
@@ -108,7 +108,7 @@ class BlkDriver:
             RingError: The ring has no room.
         """
         slot = self._slots.pop()
-        write_bytes(self.mem, slot.header, _HEADER.pack(kind, 0, sector))
+        write_bytes(self.mem, slot.header, BlkHdr(kind, 0, sector).pack())
         write_bytes(self.mem, slot.payload, payload)
         self.mem.u8[slot.status] = _NO_STATUS
         out_sg = [Buffer(slot.header, 16), *self._pieces(slot.payload, len(payload))]
@@ -122,7 +122,7 @@ class BlkDriver:
     def _pieces(self, addr: int, length: int) -> list[Buffer]:
         """Cut a buffer into `segments` pieces of whole sectors, the last one with what is left."""
         pieces = []
-        step = max(SECTOR, length // self.segments // SECTOR * SECTOR)
+        step = max(SECTOR_SIZE, length // self.segments // SECTOR_SIZE * SECTOR_SIZE)
         for i in range(self.segments):
             take = length if i == self.segments - 1 else min(step, length)
             if take:
@@ -172,7 +172,7 @@ class BlkDriver:
         self.queue.kick()
         self.collect_all(1, results.append)
         if results[0].status != VIRTIO_BLK_S_OK:
-            name = _STATUS.get(results[0].status, str(results[0].status))
+            name = _FAILURES.get(results[0].status, str(results[0].status))
             raise BlockRequestError(f"request {kind} at sector {sector} was answered {name}")
         return results[0].content
 
@@ -190,4 +190,4 @@ class BlkDriver:
 
     def get_id(self) -> str:
         """Return the disk's serial number."""
-        return self.run(VIRTIO_BLK_T_GET_ID, read=ID_BYTES).split(b"\0")[0].decode("ascii", "replace")
+        return self.run(VIRTIO_BLK_T_GET_ID, read=VIRTIO_BLK_ID_BYTES).split(b"\0")[0].decode("ascii", "replace")

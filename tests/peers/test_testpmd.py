@@ -9,7 +9,6 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from net_device import FEATURES, WireDevice
 from net_driver import NetDriver
 from peer import Peer
 from testpmd import testpmd
@@ -17,16 +16,16 @@ from testpmd import testpmd
 from iosim.vhost_user.backend import Backend
 from iosim.vhost_user.frontend import Frontend
 from iosim.vhost_user.memory import SharedMemory
+from iosim.virtio.device import RING_FEATURES
 from iosim.virtio.features import (
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_RING_PACKED,
-    VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_RING_F_INDIRECT_DESC,
     feature_names,
 )
-from iosim.virtio.net import RECEIVEQ
+from iosim.virtio.net_device import NetDevice
 
 PACKED = 1 << VIRTIO_F_RING_PACKED
 IN_ORDER = 1 << VIRTIO_F_IN_ORDER
@@ -96,7 +95,12 @@ DRIVERS = list(product([0, 1], [0, 1], [0, 1]))
 def test_device_side_serves_virtio_user(tmp_path: Path, packed: int, mergeable: int, in_order: int) -> None:
     rng = random.Random(f"{packed} {mergeable} {in_order}")
     reports: list[str] = []
-    device = WireDevice(FEATURES | PACKED * packed | IN_ORDER * in_order)
+    sent: list[bytes] = []
+    device = NetDevice(
+        lambda packet, _: sent.append(packet),
+        control=False,
+        ring_features=RING_FEATURES | PACKED * packed | IN_ORDER * in_order,
+    )
     socket = tmp_path / "net.sock"
     vdev = (
         f"net_virtio_user0,path={socket},server=0,queues=1,queue_size=256,"
@@ -107,17 +111,16 @@ def test_device_side_serves_virtio_user(tmp_path: Path, packed: int, mergeable: 
         testpmd(tmp_path, vdev) as peer,
     ):
         poll_until(backend, lambda: len(device.queues) == 2, 10)
-        assert device.features == (
-            1 << VIRTIO_F_VERSION_1 | PACKED * packed | MERGEABLE * mergeable | IN_ORDER * in_order
+        assert device.guest_features & (PACKED | MERGEABLE | IN_ORDER) == (
+            PACKED * packed | MERGEABLE * mergeable | IN_ORDER * in_order
         )
         for _ in range(40):
             burst = packets(rng)
-            device.to_receive.extend(burst)
-            assert backend.session is not None
-            backend.session.interrupt(device.handle_queue(RECEIVEQ))
-            poll_until(backend, lambda: len(device.sent) >= BURST, 5)
-            assert list(device.sent) == burst
-            device.sent.clear()
+            for packet in burst:
+                backend.interrupt(device.receive(packet))
+            poll_until(backend, lambda: len(sent) >= BURST, 5)
+            assert sent == burst
+            sent.clear()
         assert reports == []
         assert peer.process.poll() is None
 
