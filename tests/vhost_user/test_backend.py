@@ -253,9 +253,8 @@ def test_memory_can_be_added_while_rings_run(path: Path, mem: SharedMemory) -> N
             steps["notify"]()
             wait_for(lambda: reports)
         raw.close()
-    assert [line.split("; the device is broken")[0] for line in reports] == [
-        "queue 0: a descriptor points outside guest memory"
-    ]
+    assert len(reports) == 1
+    assert reports[0].startswith("queue 0: a descriptor points outside guest memory")
 
 
 def test_a_hostile_ring_breaks_the_device_and_nothing_else(path: Path, mem: SharedMemory) -> None:
