@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from iosim.ring.errors import NoSpaceError
 from iosim.ring.memory import allocate, read_bytes, write_bytes
 from iosim.ring.virtqueue import Buffer
-from iosim.vhost_user.errors import BlockRequestError, HungError
+from iosim.vhost_user.errors import BlockRequestError, HungError, NotSharedError
 from iosim.vhost_user.frontend import Frontend, FrontendQueue
 from iosim.virtio.blk import (
     VIRTIO_BLK_ID_BYTES,
@@ -65,7 +66,8 @@ class BlkDriver:
         self, frontend: Frontend, queue: FrontendQueue, slots: int = 16, slot_bytes: int = 65536, segments: int = 1
     ) -> None:
         mem = frontend.mem
-        assert mem is not None, "a queue has memory"
+        if mem is None:
+            raise NotSharedError("share guest memory before driving a queue in it")
         self.frontend = frontend
         self.mem = mem
         self.queue = queue
@@ -105,8 +107,13 @@ class BlkDriver:
             indirect: Whether to put the chain into an indirect table; by default wherever that was negotiated.
 
         Raises:
-            RingError: The ring has no room.
+            BlockRequestError: There is more data than a slot has bytes.
+            NoSpaceError: All slots are in flight, or the ring has no room.
         """
+        if max(len(payload), read) > self.slot_bytes:
+            raise BlockRequestError(f"a request of {max(len(payload), read)} bytes; slots have {self.slot_bytes}")
+        if not self._slots:
+            raise NoSpaceError("all slots are in flight; collect some first")
         slot = self._slots.pop()
         write_bytes(self.mem, slot.header, BlkHdr(kind, 0, sector).pack())
         write_bytes(self.mem, slot.payload, payload)

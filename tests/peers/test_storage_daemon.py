@@ -101,6 +101,15 @@ def test_random_reads_and_writes_are_what_the_disk_holds(daemon: Daemon, feature
     assert image.read_bytes() == daemon.disk
 
 
+@pytest.mark.peers
+@pytest.mark.parametrize("features", [0, EVENT_IDX | INDIRECT], ids=name)
+def test_indexes_come_around(daemon: Daemon, features: int) -> None:
+    """Past 65536, where split rings' indexes begin anew."""
+    with daemon.driver(features, 64, 16) as driver:
+        random_requests(daemon, driver, 70_000, random.Random(features), bool(features & INDIRECT))
+        assert driver.queue.driver.q.avail_idx_shadow == 70_000 - 65_536
+
+
 def test_what_it_offers(daemon: Daemon) -> None:
     """It has no packed rings (7.2); once it has, this fails and the mixes above are to be extended."""
     with Frontend.connect(daemon.socket) as frontend:

@@ -88,6 +88,23 @@ def test_2_8_10_1_packed_rings_of_any_size(vhost: tuple[Path, Peer], size: int) 
             assert net.expect(8) == burst
 
 
+@pytest.mark.peers
+@pytest.mark.parametrize("ring", [0, PACKED], ids=["split", "packed"])
+def test_70000_packets(vhost: tuple[Path, Peer], ring: int) -> None:
+    """Past 65536, where split rings' indexes begin anew, and round a packed ring hundreds of times."""
+    rng = random.Random(ring)
+    with SharedMemory.create(8 << 20) as mem, Frontend.connect(vhost[0]) as frontend:
+        frontend.negotiate(ring | MERGEABLE | 1 << VIRTIO_RING_F_EVENT_IDX)
+        frontend.share(mem)
+        net = NetDriver(frontend, 128, 512)
+        for _ in range(70_000 // 20):
+            burst = packets(rng, 20, 600)
+            for packet in burst:
+                net.send(packet)
+            net.transmit.kick()
+            assert net.expect(20) == burst
+
+
 DRIVERS = list(product([0, 1], [0, 1], [0, 1]))
 
 
