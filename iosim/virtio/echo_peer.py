@@ -33,7 +33,7 @@ _ICMP: Final = 1
 _ECHO_REQUEST: Final = 8
 
 
-def internet_checksum(data: bytes | memoryview) -> int:
+def internet_checksum(data: bytes | bytearray | memoryview) -> int:
     """Return the checksum of RFC 1071 over ``data``; 0 over data that holds its own.
 
     >>> hex(internet_checksum(bytes.fromhex("0001f203f4f5f6f7")))

@@ -31,6 +31,7 @@ ROOMS = [
     ["workers"],
     ["parallel", "qemu"],
     ["compare"],
+    ["serve"],
     ["sweep_values", "sweep_workers", "sweep"],
     ["plot", "plot_sweep", "show", "listing"],
     ["cli", "__main__", "__init__"],

@@ -98,6 +98,7 @@ def run_uml(
     devices: Sequence[tuple[str, int]],
     *,
     files: Mapping[str, bytes] | None = None,
+    arguments: Sequence[str] = (),
     seconds: float = SECONDS,
 ) -> GuestRun:
     """Run a script in user-mode Linux.
@@ -106,6 +107,7 @@ def run_uml(
         script: Shell commands for busybox; see `guest_workloads`.
         devices: Socket and device number of each device.
         files: Files for the guest, by path.
+        arguments: Further parameters of the kernel.
         seconds: When to give up.
 
     Raises:
@@ -127,6 +129,7 @@ def run_uml(
             "panic=-1",
             "quiet",
             *(f"virtio_uml.device={socket}:{number}" for socket, number in devices),
+            *arguments,
         ]
         # The guest's memory is a file that the back end maps too; it comes to stand in TMPDIR.
         return _run(command, {**os.environ, "TMPDIR": _shared_memory(directory), "HOME": directory}, seconds, directory)

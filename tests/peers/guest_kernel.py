@@ -89,6 +89,8 @@ def missing(machine: str) -> str | None:
 
 
 def _apt(*arguments: str, where: Path) -> str:
+    if shutil.which(arguments[0]) is None:
+        raise RuntimeError(f"there is no {arguments[0]} here; set IOSIM_GUEST_KERNEL and IOSIM_GUEST_MODULES")
     environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(
         arguments, cwd=where, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False

@@ -115,7 +115,7 @@ class DiskWorkload:
             f"for i in 1 2 3; do cp {PATTERN} /mnt/$i; done; umount /mnt",
             "echo 3 > /proc/sys/vm/drop_caches",
             f"mount -t ext4 {self.device} /mnt",
-            f"for i in 1 2 3; do say fs $(sha256sum < /mnt/$i); done; umount /mnt",
+            "for i in 1 2 3; do say fs $(sha256sum < /mnt/$i); done; umount /mnt",
         ]
 
     def script(self) -> str:

@@ -5,14 +5,16 @@ The guests run in user-mode Linux and in QEMU under TCG, each for at most a minu
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import guest_backends as backends
 import guest_kernel
 import pytest
-from guest import BLK, NET, GuestRun, blk_device, net_device, run_qemu, run_uml
+from guest import BLK, NET, GuestError, GuestRun, blk_device, net_device, run_qemu, run_uml
 from guest_workloads import MB, DiskWorkload, Ping, check_net, disk_workload, net_script, pattern
 
 pytestmark = pytest.mark.peers
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.peers
 UML = pytest.param("uml", id="uml")
 QEMU = pytest.param("qemu", id="qemu")
 DISK = 16 * MB
+MARK = f"iosim.test={os.getpid()}"
 PINGS = [Ping(100, 0), Ping(100, 56), Ping(100, 1000), Ping(100, 1472)]
 
 
@@ -31,6 +34,13 @@ def need(machine: str, *programs: str) -> None:
     for program in programs:
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
+
+
+def commandlines() -> Iterator[bytes]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        # Processes end while they are listed.
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()
 
 
 def run_disk(machine: str, socket: str, work: DiskWorkload, properties: Mapping[str, object]) -> GuestRun:
@@ -70,3 +80,16 @@ def test_network_of_dpdk(packed: bool) -> None:
         run = run_net("qemu", served.socket, net_script(PINGS), {"packed": packed})
     assert check_net(run, PINGS) == sum(ping.count for ping in PINGS)
     assert bool(run.features() >> 34 & 1) is packed
+
+
+def test_a_guest_that_hangs_is_killed_with_all_it_started() -> None:
+    need("uml")
+    with pytest.raises(GuestError, match=r"(?s)hung: killed after 4 s.*@@ asleep"):
+        run_uml("say asleep; sleep 1000", [], seconds=4, arguments=[MARK])
+    assert not any(MARK.encode() in commandline for commandline in commandlines())
+
+
+def test_a_guest_that_finds_no_device_says_so_at_once() -> None:
+    need("uml")
+    with pytest.raises(GuestError, match="no /dev/vda"):
+        disk_workload(pattern(1, DISK)).check(run_uml(disk_workload(pattern(1, DISK)).script(), []))

@@ -1,0 +1,124 @@
+"""`iosim serve`: offer a device, print what to type, and show its rings until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from iosim.errors import IosimError
+from iosim.qemu.options import size_in_bytes
+from iosim.serve.guests import qemu_options, uml_parameter
+from iosim.serve.run import Offer, Service
+from iosim.serve.view import DeviceState, line, render
+
+#: Seconds between two lines where the output is no terminal, and between two pictures where it is.
+_LINE_INTERVAL: Final = 1.0
+_PICTURE_INTERVAL: Final = 0.2
+_LARGEST_QUEUE: Final = 32768
+
+
+def serve(kind: str, *, size: str | None = None, queue_size: int | None = None, once: bool = False, **more: Any) -> None:
+    """Serve a device until Ctrl-C (`KeyboardInterrupt`), or until the first driver has gone.
+
+    Args:
+        kind: vhost-user-blk or vhost-user-net.
+        size: Size of a disk in memory, as QEMU reads sizes (`64M`).
+        queue_size: Descriptors of each queue in the command line that is printed.
+        once: Return when the first driver has gone.
+        **more: See `iosim.serve.run.Offer`.
+
+    Raises:
+        IosimError: The device cannot be offered.
+    """
+    if queue_size is not None and not (0 < queue_size <= _LARGEST_QUEUE and queue_size & (queue_size - 1) == 0):
+        raise IosimError(f"{queue_size} descriptors; QEMU takes a power of two up to {_LARGEST_QUEUE}", "--queue-size")
+    offer = Offer(kind, size=_bytes(size), **more)
+    live = sys.stdout.isatty()
+    with _terminate_cleanly():
+        if live:
+            _serve_live(offer, queue_size, once)
+        else:
+            _serve_lines(offer, queue_size, once)
+
+
+def _bytes(size: str | None) -> int | None:
+    if size is None:
+        return None
+    found = size_in_bytes(size, "b")
+    if found is None:
+        raise IosimError(f"'{size}' is no size; write 64M or 67108864", "--size")
+    if not 0 < found <= 1 << 40:
+        raise IosimError(f"a disk of {size}; choose up to 1T (it is in memory)", "--size")
+    return found
+
+
+def _heading(offer: Offer, queue_size: int | None) -> None:
+    click.echo(f"{offer.kind} on {offer.socket}; Ctrl-C ends it. For a guest in QEMU add:")
+    options = qemu_options(
+        offer.kind, offer.socket, queues=offer.queues, queue_size=queue_size, packed=offer.packed
+    )
+    for number, text in enumerate(options):
+        click.echo(f"  {text}{' ' + chr(92) if number < len(options) - 1 else ''}")
+    click.echo(f"or for user-mode Linux: {uml_parameter(offer.kind, offer.socket)}")
+    sys.stdout.flush()
+
+
+def _report(text: str) -> None:
+    click.echo(f"iosim: {text}", err=True)
+
+
+def _serve_live(offer: Offer, queue_size: int | None, once: bool) -> None:
+    console = Console(highlight=False)
+    # The picture is drawn from the loop that serves, so that it never shows half of a step.
+    with (
+        Live(console=console, auto_refresh=False) as picture,
+        Service(offer, _report, lambda state: picture.update(render(state), refresh=True), _PICTURE_INTERVAL) as service,
+    ):
+        _heading(offer, queue_size)
+        try:
+            service.run(once)
+        finally:
+            picture.update(render(service.state()), refresh=True)
+
+
+def _serve_lines(offer: Offer, queue_size: int | None, once: bool) -> None:
+    last: DeviceState | None = None
+
+    def show(state: DeviceState) -> None:
+        nonlocal last
+        last = state
+        click.echo(line(state))
+        sys.stdout.flush()
+
+    with Service(offer, _report, show, _LINE_INTERVAL) as service:
+        _heading(offer, queue_size)
+        try:
+            service.run(once)
+        finally:
+            if service.state() != last:
+                show(service.state())
+
+
+@contextmanager
+def _terminate_cleanly() -> Iterator[None]:
+    """Make SIGTERM end this as Ctrl-C does, the socket removed, but with the status that a shell expects."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
