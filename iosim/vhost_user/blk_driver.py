@@ -66,6 +66,7 @@ class BlkDriver:
     ) -> None:
         mem = frontend.mem
         assert mem is not None, "a queue has memory"
+        self.frontend = frontend
         self.mem = mem
         self.queue = queue
         self.timeout = frontend.channel.timeout
@@ -75,9 +76,9 @@ class BlkDriver:
             _Slot(allocate(mem, 16, 16), allocate(mem, slot_bytes, 512), allocate(mem, 1, 1)) for _ in range(slots)
         ]
 
-    def capacity(self, frontend: Frontend) -> int:
+    def capacity(self) -> int:
         """Return the disk's size in bytes, from its configuration space (5.2.4)."""
-        return int.from_bytes(frontend.get_config(0, 8), "little") * SECTOR
+        return int.from_bytes(self.frontend.get_config(0, 8), "little") * SECTOR
 
     @property
     def free_slots(self) -> int:
@@ -85,7 +86,13 @@ class BlkDriver:
         return len(self._slots)
 
     def submit(
-        self, kind: int, sector: int = 0, payload: bytes = b"", read: int = 0, data: object = None, indirect: bool = False
+        self,
+        kind: int,
+        sector: int = 0,
+        payload: bytes = b"",
+        read: int = 0,
+        data: object = None,
+        indirect: bool = False,
     ) -> None:
         """Make a request available without telling the device.
 

@@ -8,12 +8,12 @@ Source: QEMU docs/interop/vhost-user.rst, "Message Specification"; request numbe
 ``subprojects/libvhost-user/libvhost-user.h``.
 
 Example:
-    >>> data = encode(Request.SET_VRING_NUM, VringState(index=1, num=256).pack())
+    >>> data = encode(Request.SET_VRING_NUM, VringState(queue=1, num=256).pack())
     >>> data.hex(" ", 4)
     '08000000 01000000 08000000 01000000 00010000'
     >>> header = Header.unpack(data[:HEADER_SIZE])
     >>> Request(header.request).name, VringState.unpack(data[HEADER_SIZE:])
-    ('SET_VRING_NUM', VringState(index=1, num=256))
+    ('SET_VRING_NUM', VringState(queue=1, num=256))
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ VRING_NOFD: Final = 0x100
 class VringState(NamedTuple):
     """A queue and a number: NUM, BASE, ENABLE ("A vring state description")."""
 
-    index: int
+    queue: int
     num: int
 
     def pack(self) -> bytes:
@@ -184,7 +184,7 @@ class VringState(NamedTuple):
 class VringAddr(NamedTuple):
     """Where a queue's parts stand, as *user* addresses of the front end ("A vring address description")."""
 
-    index: int
+    queue: int
     flags: int
     #: Descriptor table; packed: descriptor ring.
     desc: int
