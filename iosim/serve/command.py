@@ -25,7 +25,9 @@ _PICTURE_INTERVAL: Final = 0.2
 _LARGEST_QUEUE: Final = 32768
 
 
-def serve(kind: str, *, size: str | None = None, queue_size: int | None = None, once: bool = False, **more: Any) -> None:
+def serve(
+    kind: str, *, size: str | None = None, queue_size: int | None = None, once: bool = False, **more: Any
+) -> None:
     """Serve a device until Ctrl-C (`KeyboardInterrupt`), or until the first driver has gone.
 
     Args:
@@ -78,15 +80,17 @@ def _report(text: str) -> None:
 def _serve_live(offer: Offer, queue_size: int | None, once: bool) -> None:
     console = Console(highlight=False)
     # The picture is drawn from the loop that serves, so that it never shows half of a step.
-    with (
-        Live(console=console, auto_refresh=False) as picture,
-        Service(offer, _report, lambda state: picture.update(render(state), refresh=True), _PICTURE_INTERVAL) as service,
-    ):
-        _heading(offer, queue_size)
-        try:
-            service.run(once)
-        finally:
-            picture.update(render(service.state()), refresh=True)
+    with Live(console=console, auto_refresh=False) as picture:
+
+        def show(state: DeviceState) -> None:
+            picture.update(render(state), refresh=True)
+
+        with Service(offer, _report, show, _PICTURE_INTERVAL) as service:
+            _heading(offer, queue_size)
+            try:
+                service.run(once)
+            finally:
+                show(service.state())
 
 
 def _serve_lines(offer: Offer, queue_size: int | None, once: bool) -> None:

@@ -33,7 +33,8 @@ def test_busybox_reads_the_archive(tmp_path: Path) -> None:
     data = build("say hello\n", busybox=busybox, modules=[("m", b"abc")], files={"/deep/er/file": b"contents"})
     # By name: only root can make dev/console, and the names come out as they went in.
     names = ["deep/er/file", "modules/m.ko", "modules/order", "bin/busybox", "init"]
-    subprocess.run([busybox, "cpio", "-id", *names], input=data, cwd=tmp_path, check=True, timeout=20, capture_output=True)
+    command = [busybox, "cpio", "-id", *names]
+    subprocess.run(command, input=data, cwd=tmp_path, check=True, timeout=20, capture_output=True)
     assert (tmp_path / "deep/er/file").read_bytes() == b"contents"
     assert (tmp_path / "modules/m.ko").read_bytes() == b"abc"
     assert (tmp_path / "modules/order").read_text() == "m.ko\n"

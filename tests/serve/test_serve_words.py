@@ -73,7 +73,10 @@ def test_iosim_itself_understands_the_command_line(kind: str, packed: bool, queu
     text = " ".join(qemu_options(kind, "/a/b,c d", queues=queues, queue_size=size, packed=packed))
     assert "path='/a/b,,c d'" in text
     machine = qemu.parse(f"qemu-system-x86_64 {text}\n", "test")
-    assert any(("blk" if "blk" in kind else "net") in str(device) for device in qemu.to_dict(machine)["devices"])
+    if kind == "vhost-user-blk":
+        assert [disk.model for disk in machine.disks] == ["vhost-user-blk-pci"]
+    else:
+        assert [(nic.model, nic.backend) for nic in machine.nics] == [("virtio-net-pci", "vhost-user")]
 
 
 def test_user_mode_linux_is_told_the_device_number() -> None:
