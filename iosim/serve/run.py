@@ -26,7 +26,7 @@ from iosim.vhost_user.backend import Backend
 from iosim.virtio.blk import VIRTIO_BLK_ID_BYTES, BlkDevice
 from iosim.virtio.device import VirtioDevice
 from iosim.virtio.disk import SECTOR_SIZE, FileDisk, MemoryDisk
-from iosim.virtio.echo_peer import DEFAULT_MAC, EchoPeer
+from iosim.virtio.echo_peer import EchoPeer
 from iosim.virtio.features import (
     VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
@@ -34,11 +34,15 @@ from iosim.virtio.features import (
     VIRTIO_RING_F_INDIRECT_DESC,
     feature_names,
 )
+from iosim.virtio.net import VIRTIO_NET_HDR_F_NEEDS_CSUM, NetHdr, complete_checksum
+from iosim.virtio.net_device import NetDevice
 
 #: What can be offered.
 KINDS: Final = ("vhost-user-blk", "vhost-user-net")
 #: Bytes of a disk in memory unless told otherwise.
 DEFAULT_SIZE: Final = 64 << 20
+#: The interface's address, for a driver that has no QEMU to tell it one.
+GUEST_MAC: Final = bytes.fromhex("525400123456")
 _MOST_QUEUES: Final = 64
 
 
@@ -139,13 +143,13 @@ class Service:
     ) -> None:
         self.offer = offer
         self.peer: EchoPeer | None = None
+        self._net: NetDevice | None = None
         self._disk: FileDisk | MemoryDisk | None = None
         self._report = report
         self._show = show
         self._interval = interval
         self._next = 0.0
         self._shown: DeviceState | None = None
-        self._broken: str | None = None
         path = check_socket(offer.socket)
         self.device = WatchedDevice(self._device(), self._tick)
         self.device.kicks = self._kicks
@@ -158,8 +162,26 @@ class Service:
             return BlkDevice(
                 self._disk, serial=offer.serial, num_queues=offer.queues, ring_features=offer.ring_features()
             )
-        self.peer = EchoPeer(DEFAULT_MAC)
-        raise NotImplementedError
+        self.peer = EchoPeer()
+        # QEMU answers the control queue itself; a driver that has this end alone does without.
+        self._net = NetDevice(
+            self._sent, GUEST_MAC, offer.queues, control=False, ring_features=offer.ring_features()
+        )
+        return self._net
+
+    def _sent(self, packet: bytes, header: NetHdr) -> None:
+        """Hand a packet of the guest's to the other end of the cable, and its answer back."""
+        assert self.peer is not None
+        assert self._net is not None
+        if header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+            try:
+                packet = complete_checksum(packet, header)
+            except IosimError:
+                return
+        answer = self.peer.answer(packet)
+        if answer is not None:
+            # Who is to be interrupted is told by the call that is serving the guest's queue at present.
+            self._net.receive(answer)
 
     def _kicks(self, index: int) -> int:
         session = self.backend.session
@@ -180,7 +202,10 @@ class Service:
         else:
             state = "running" if running else "connected"
         features = feature_names(self.device.features, self.device.device.name)
-        return DeviceState(state, features, self.device.queue_states(), dict(self.device.requests))
+        requests = dict(self.device.requests)
+        if self.peer is not None:
+            requests |= {f"peer_{name}": count for name, count in self.peer.counts.items()}
+        return DeviceState(state, features, self.device.queue_states(), requests)
 
     def _tick(self) -> None:
         """Show the state if it is time to; called from inside the work, which may go on for long."""

@@ -48,6 +48,7 @@ class WatchedSide(DeviceSide):
         self._counts = counts
         self._popped = popped
         self._pushed = pushed
+        self._filled = 0
 
     def pop(self) -> Element | None:
         """Take the next chain."""
@@ -60,11 +61,14 @@ class WatchedSide(DeviceSide):
         """Publish entries."""
         super().flush(count)
         self._counts.elements += count
+        # What is published at once belongs together: a packet in several receive buffers.
+        self._pushed(self._filled)
+        self._filled = 0
 
     def fill(self, element: Element, length: int, idx: int) -> None:
         """Write a used entry."""
         super().fill(element, length, idx)
-        self._pushed(length)
+        self._filled += length
 
     def push(self, element: Element, length: int) -> None:
         """Give an element back."""

@@ -32,6 +32,17 @@ class Served:
     output: str = ""
     status: int | None = None
 
+    def last_line(self) -> str:
+        """The last line in which `iosim serve` showed the device."""
+        found = [line for line in self.output.splitlines() if "requests:" in line]
+        assert found, f"no requests were served:\n{self.output[-2000:]}"
+        return found[-1]
+
+    def requests(self) -> dict[str, int]:
+        """The requests by type, as `iosim serve` counted them."""
+        words = self.last_line().split("requests: ")[1].split()
+        return {name: int(count) for name, count in zip(words[::2], words[1::2], strict=True)}
+
 
 @contextlib.contextmanager
 def _served(command: Sequence[str], socket: Path, stop: signal.Signals) -> Iterator[Served]:
