@@ -99,6 +99,7 @@ class VirtioDevice:
         self.on_config_change: Callable[[], None] = lambda: None
         self.error: VirtioError | RingError | None = None
         self._used: set[int] = set()
+        self._depth = 0
 
     @property
     def name(self) -> str | None:
@@ -135,7 +136,8 @@ class VirtioDevice:
         was_ok = self.status.driver_ok
         if value & FEATURES_OK and not self.status.features_ok:
             try:
-                self._accept(self.guest_features)
+                check_accepted(self.host_features, self.guest_features, self.name, self.status.transitional)
+                self._check_features(self.guest_features)
             except NegotiationError as error:
                 self.error = error
                 value &= ~(FEATURES_OK | DRIVER_OK)
@@ -144,22 +146,22 @@ class VirtioDevice:
             self._started()
         return self.status.value
 
-    def _accept(self, features: int) -> None:
-        check_accepted(self.host_features, features, self.name, self.status.transitional)
-        self._check_features(features)
-
     def start(self, features: int) -> None:
         """Reset and go through the whole initialization, for a transport that has no status register.
+
+        What needs what is not checked: behind vhost-user the device is only the data path of another one, which
+        keeps features to itself (QEMU answers virtio-net's control queue, so MQ comes without CTRL_VQ).
 
         Args:
             features: What the driver accepted. Bits that belong to the transport (vhost-user's bit 30) are to
                 be taken away before.
 
         Raises:
-            NegotiationError: The device cannot work with them.
+            NegotiationError: A feature was not offered, or VERSION_1 is missing.
         """
         self.restart()
-        self._accept(features)
+        check_accepted(self.host_features, features, None, self.status.transitional)
+        self._check_features(features)
         self.guest_features = features
         self.status.write(ACKNOWLEDGE | DRIVER)
         self.status.write(ACKNOWLEDGE | DRIVER | FEATURES_OK)
@@ -202,10 +204,13 @@ class VirtioDevice:
         queue = self.queues.get(index)
         if queue is None or not self.status.running:
             return []
+        self._depth += 1
         try:
             self._handle(index, queue, budget)
         except (RingError, RequestError) as error:
             self._break(error)
+        finally:
+            self._depth -= 1
         return self._interrupts()
 
     def read_config(self, offset: int, length: int) -> bytes:
@@ -268,7 +273,12 @@ class VirtioDevice:
         self._used.add(index)
 
     def _interrupts(self) -> list[int]:
-        """Return the queues used since the last call whose driver wants to hear of it."""
+        """Return the queues used since the last call whose driver wants to hear of it.
+
+        A back end may answer at once, from inside `handle_queue`; only the outermost call then tells.
+        """
+        if self._depth:
+            return []
         used = sorted(self._used)
         self._used.clear()
         # Also once the device needs a reset: what was answered before that is the driver's. Not before DRIVER_OK.
