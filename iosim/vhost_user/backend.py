@@ -288,10 +288,14 @@ class Session:
     def _set_vring_num(self, message: Message) -> None:
         state = VringState.unpack(message.payload)
         self._vring(state.queue).size = state.num
+        self._run_if_complete(state.queue)
 
     def _set_vring_base(self, message: Message) -> None:
         state = VringState.unpack(message.payload)
-        self._vring(state.queue).base = state.num
+        vring = self._vring(state.queue)
+        self._pause(state.queue)
+        vring.base = state.num
+        self._run_if_complete(state.queue)
 
     def _set_vring_addr(self, message: Message) -> None:
         addr = VringAddr.unpack(message.payload)

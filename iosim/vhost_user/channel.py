@@ -50,7 +50,8 @@ class Channel:
         data = encode(request, payload, flags)
         try:
             sent = socket.send_fds(self.sock, [data], list(fds)) if fds else self.sock.send(data)
-            self.sock.sendall(data[sent:])
+            if sent < len(data):
+                self.sock.sendall(data[sent:])
         except TimeoutError:
             raise HungError(f"the other end did not read {request_name(request)} in {self.timeout:g} s") from None
         except OSError as error:

@@ -1,0 +1,28 @@
+"""DPDK's testpmd with one virtual port, forwarding what it receives back out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peer import Peer, find, running
+
+PACKAGE = "dpdk-dev"
+
+
+@contextmanager
+def testpmd(tmp: Path, vdev: str, *options: str) -> Iterator[Peer]:
+    """Run testpmd with this virtual device; packets go out of the port they came in by."""
+    command = [
+        find("dpdk-testpmd", PACKAGE),
+        # No huge pages, no PCI, nothing shared with other DPDK programs.
+        "-l", "0,1", "--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry", "--vdev", vdev,
+        "--",
+        "--no-mlockall", "--disable-link-check", "--no-flush-rx", "--forward-mode=io", "--auto-start", "--total-num-mbufs=4096", *options,
+    ]  # fmt: skip
+    with running(command, tmp / "testpmd.log") as peer:
+        yield peer
+
+
+testpmd.__test__ = False  # type: ignore[attr-defined]
