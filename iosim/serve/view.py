@@ -20,6 +20,9 @@ class QueueState:
     last_avail_idx: int
     used_idx: int
     inuse: int
+    #: Wrap counters of a packed virtqueue (QEMU `last_avail_wrap_counter`, `used_wrap_counter`).
+    last_avail_wrap_counter: int
+    used_wrap_counter: int
     #: None while no interrupt has been considered yet.
     signalled_used: int | None
     #: Whether the device asks to be notified.
@@ -31,6 +34,26 @@ class QueueState:
     suppressed: int
     #: Elements given back.
     elements: int
+
+
+def idle_queue(name: str) -> QueueState:
+    """A queue that no driver has set up."""
+    return QueueState(
+        name=name,
+        size=0,
+        packed=False,
+        last_avail_idx=0,
+        used_idx=0,
+        inuse=0,
+        last_avail_wrap_counter=1,
+        used_wrap_counter=1,
+        signalled_used=None,
+        notification=False,
+        kicks=0,
+        calls=0,
+        suppressed=0,
+        elements=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +90,18 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+def _place(queue: QueueState, name: str) -> str:
+    """An index; in a packed virtqueue, with the wrap counter that goes with it."""
+    index: int = getattr(queue, f"{name}_idx")
+    return f"{index} wrap {getattr(queue, f'{name}_wrap_counter')}" if queue.packed else str(index)
+
+
+def _shown(queue: QueueState, name: str) -> str:
+    if name in ("last_avail_idx", "used_idx"):
+        return _place(queue, name.removesuffix("_idx"))
+    return _cell(getattr(queue, name))
+
+
 def render(device: DeviceState) -> RenderableType:
     """The table for a terminal: one row for each queue."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -76,7 +111,7 @@ def render(device: DeviceState) -> RenderableType:
         table.add_column(heading, justify="right")
     for queue in device.queues:
         ring = ("packed" if queue.packed else "split") if queue.size else "-"
-        table.add_row(queue.name, ring, *(_cell(getattr(queue, name)) for name, _ in _COLUMNS))
+        table.add_row(queue.name, ring, *(_shown(queue, name) for name, _ in _COLUMNS))
     requests = "   ".join(f"{name} {count}" for name, count in device.requests.items() if count) or "none yet"
     features = " ".join(device.features) or "-"
     return Group(f"device: {device.state}", f"features: {features}", table, f"requests: {requests}")
@@ -88,7 +123,8 @@ def line(device: DeviceState) -> str:
     for queue in device.queues:
         if queue.size:
             parts.append(
-                f"{queue.name}: last_avail_idx {queue.last_avail_idx} used_idx {queue.used_idx} inuse {queue.inuse}"
+                f"{queue.name}: last_avail_idx {_shown(queue, 'last_avail_idx')}"
+                f" used_idx {_shown(queue, 'used_idx')} inuse {queue.inuse}"
                 f" signalled_used {_cell(queue.signalled_used)} kicks {queue.kicks} calls {queue.calls}"
                 f" suppressed {queue.suppressed}"
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from iosim.ring.virtqueue import DeviceSide, Element
-from iosim.serve.view import QueueState
+from iosim.serve.view import QueueState, idle_queue
 from iosim.virtio import blk
 from iosim.virtio.device import VirtioDevice
 from iosim.virtio.net import NET_HDR_LEN
@@ -195,16 +195,20 @@ class WatchedDevice:
             last = self._last.get(index)
             if last is not None:
                 return last
-            return QueueState(self.queue_name(index), 0, False, 0, 0, 0, None, False, 0, 0, 0, 0)
+            return idle_queue(self.queue_name(index))
         q = queue.q
+        # The ring code counts places in a packed virtqueue on without end; QEMU has a slot and a wrap counter.
+        lap = q.size if q.packed else 1 << 16
         state = QueueState(
             name=self.queue_name(index),
             size=q.size,
-            packed=getattr(q, "packed", False),
-            last_avail_idx=q.last_avail_idx,
-            used_idx=q.used_idx,
+            packed=q.packed,
+            last_avail_idx=q.last_avail_idx % lap,
+            used_idx=q.used_idx % lap,
             inuse=q.inuse,
-            signalled_used=q.signalled_used if q.signalled_used_valid else None,
+            last_avail_wrap_counter=1 ^ q.last_avail_idx // lap & 1,
+            used_wrap_counter=1 ^ q.used_idx // lap & 1,
+            signalled_used=q.signalled_used % lap if q.signalled_used_valid else None,
             notification=bool(q.notification),
             kicks=counts.kicks + self.kicks(index),
             calls=counts.calls,

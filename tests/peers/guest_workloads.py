@@ -197,6 +197,8 @@ def net_script(
         between: Commands before each of `pings`; the interface is configured again after them.
     """
     configure = [
+        # Its packets (duplicate address detection, router solicitation) come when they please.
+        "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e $f ] || echo 1 > $f; done",
         "need /sys/class/net/eth0",
         f"ip link set eth0 mtu {mtu} || say failed mtu",
         f"ip addr add {GUEST_ADDRESS}/24 dev eth0; ip link set lo up; ip link set eth0 up",
@@ -208,12 +210,11 @@ def net_script(
         command = f"say ping {ping.size} $(ping -A -q -W 5 -c {ping.count} -s {ping.size} {peer} | grep packets)"
         lines += [f"{command} &"] * (at_once - 1) + [command, "wait"]
     lines += [
-        # The last answers may be on their way still.
-        "usleep 200000",
+        # The last answers may be on their way still. With the link down nothing is sent after the counts are read.
+        "usleep 200000; ip link set eth0 down",
         "grep Icmp: /proc/net/snmp | while read line; do say icmp $line; done",
         "for f in rx_packets tx_packets rx_bytes tx_bytes rx_errors rx_dropped tx_errors tx_dropped; do"
         " say net $f $(cat /sys/class/net/eth0/statistics/$f); done",
-        "say arp $(ip neigh show)",
         _INTERRUPTS,
     ]
     return "\n".join(lines)

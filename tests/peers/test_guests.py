@@ -18,7 +18,7 @@ import pytest
 from guest import BLK, NET, GuestError, GuestRun, blk_device, net_device, run_qemu, run_uml
 from guest_workloads import KB, MB, DiskWorkload, Ping, check_net, disk_workload, net_script, pattern, rebind
 
-from iosim.ring.split_device import DeviceQueue
+from iosim.ring.device_queue import DeviceQueue
 from iosim.virtio.features import (
     VIRTIO_F_RING_PACKED,
     VIRTIO_RING_F_EVENT_IDX,

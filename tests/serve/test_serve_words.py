@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from iosim import qemu
 from iosim.errors import IosimError
 from iosim.serve.guests import qemu_options, uml_parameter
 from iosim.serve.place import LONGEST, check_socket
-from iosim.serve.view import DeviceState, QueueState, line, render
+from iosim.serve.view import DeviceState, idle_queue, line, render
 
 
 @pytest.fixture
@@ -83,7 +84,8 @@ def test_user_mode_linux_is_told_the_device_number() -> None:
     assert uml_parameter("vhost-user-net", "/tmp/a b") == "virtio_uml.device='/tmp/a b':1"
 
 
-QUEUE = QueueState("requests 0", 128, False, 7, 6, 1, None, True, 3, 2, 4, 6)
+IDLE = idle_queue("requests 0")
+QUEUE = replace(IDLE, size=128, last_avail_idx=7, used_idx=6, inuse=1, kicks=3, calls=2, suppressed=4, elements=6)
 STATE = DeviceState("running", ["VIRTIO_F_VERSION_1"], [QUEUE], {"in": 5, "out": 0, "flush": 1})
 
 
@@ -104,5 +106,9 @@ def test_the_line_is_one_line() -> None:
 
 
 def test_a_queue_that_is_not_set_up_takes_no_room_in_the_line() -> None:
-    idle = QueueState("requests 0", 0, False, 0, 0, 0, None, True, 0, 0, 0, 0)
-    assert line(DeviceState("waiting", [], [idle], {})) == "waiting"
+    assert line(DeviceState("waiting", [], [IDLE], {})) == "waiting"
+
+
+def test_a_packed_queue_has_wrap_counters() -> None:
+    packed = replace(QUEUE, packed=True, used_wrap_counter=0)
+    assert "last_avail_idx 7 wrap 1 used_idx 6 wrap 0 inuse" in line(DeviceState("running", [], [packed], {}))
