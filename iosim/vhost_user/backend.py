@@ -11,6 +11,7 @@ Source: QEMU docs/interop/vhost-user.rst ("Ring states", "Message types"); libvh
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import socket
 import sys
@@ -314,8 +315,6 @@ class Session:
             raise MessageFdError(f"{request} for queue {index}: it says one thing of its descriptor and does another")
         if not message.fds:
             return index, None
-        # A hostile or slow driver must not make this end wait in a read or a write.
-        os.set_blocking(message.fds[0], False)
         return index, message.fds.pop()
 
     def _set_vring_kick(self, message: Message) -> None:
@@ -324,6 +323,9 @@ class Session:
             raise MessageFdError(f"queue {index} is to be polled; this back end needs a descriptor for notifications")
         vring = self.vrings[index]
         self._forget_kick(vring)
+        # Somebody else may read it first: this end must not wait then. (The flag is the driver's too, which only
+        # writes; the other descriptors, which it reads, are left as they are.)
+        os.set_blocking(fd, False)
         try:
             self.backend.watch(fd, lambda: self._kicked(index))
         except VhostUserError:
@@ -451,11 +453,13 @@ class Session:
     def _signal(self, fd: int | None) -> None:
         if fd is None:
             return
+        room = select.poll()
+        room.register(fd, select.POLLOUT)
         try:
+            # Where there is no room, so many notifications wait already that one more says nothing.
             # Not eventfd_write: Linux's virtio_uml gives one end of a pipe.
-            os.write(fd, _EVENT)
-        except BlockingIOError:
-            pass  # So many wait already that one more says nothing.
+            if room.poll(0):
+                os.write(fd, _EVENT)
         except OSError as error:
             self.backend.report(f"a notification could not be sent ({error.strerror})")
 
@@ -491,6 +495,17 @@ def print_report(line: str, detail: bool = False) -> None:
         print(f"iosim: {line}", file=sys.stderr, flush=True)
 
 
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        listener.listen(8)
+    except OSError as error:
+        listener.close()
+        raise VhostUserError(f"cannot listen there: {error.strerror or error}", path) from None
+    return listener
+
+
 class Backend:
     """A vhost-user back end on a socket: serves one driver at a time, for ever.
 
@@ -520,28 +535,16 @@ class Backend:
         self.report = report
         self.session: Session | None = None
         self.sessions = 0
+        self._path = None if isinstance(path, socket.socket) else os.fspath(path)
+        self._listener = None if self._path is None else _listen(self._path)
         self._selector = selectors.DefaultSelector()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self._path: str | None = None
-        self._listener: socket.socket | None = None
         self.watch(self._stop_fd, self._stopped)
+        if self._listener is not None:
+            self.watch(self._listener.fileno(), self._accept)
         if isinstance(path, socket.socket):
             self._connected(path)
-        else:
-            self._listen(os.fspath(path))
-
-    def _listen(self, path: str) -> None:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(path)
-            listener.listen(8)
-        except OSError as error:
-            listener.close()
-            raise VhostUserError(f"cannot listen there: {error.strerror or error}", path) from None
-        self._path = path
-        self._listener = listener
-        self.watch(listener.fileno(), self._accept)
 
     # The loop.
 
@@ -568,6 +571,14 @@ class Backend:
             if self._selector.get_map().get(key.fd) is key:
                 key.data()
         return bool(events)
+
+    def interrupt(self, indexes: list[int]) -> None:
+        """Send the used buffer notifications of these queues, if a driver is there.
+
+        For what a device does by itself, as when a packet comes in; after a kick the back end does it.
+        """
+        if self.session is not None:
+            self.session.interrupt(indexes)
 
     def run(self) -> None:
         """Serve until `stop` is called, from a signal handler or another thread."""

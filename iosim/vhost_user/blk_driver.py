@@ -6,7 +6,6 @@ flight. It is here to drive real devices; it has no time and no costs.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -14,21 +13,22 @@ from iosim.ring.memory import allocate, read_bytes, write_bytes
 from iosim.ring.virtqueue import Buffer
 from iosim.vhost_user.errors import BlockRequestError, HungError
 from iosim.vhost_user.frontend import Frontend, FrontendQueue
+from iosim.virtio.blk import (
+    VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+    BlkHdr,
+)
+from iosim.virtio.disk import SECTOR_SIZE
 
-#: Request types (5.2.6).
-VIRTIO_BLK_T_IN: Final = 0
-VIRTIO_BLK_T_OUT: Final = 1
-VIRTIO_BLK_T_FLUSH: Final = 4
-VIRTIO_BLK_T_GET_ID: Final = 8
-#: Answers (5.2.6), and what stands in the status byte until one came.
-VIRTIO_BLK_S_OK: Final = 0
-_STATUS: Final = {1: "IOERR", 2: "UNSUPP"}
+_FAILURES: Final = {VIRTIO_BLK_S_IOERR: "IOERR", VIRTIO_BLK_S_UNSUPP: "UNSUPP"}
+#: What stands in the status byte until an answer came.
 _NO_STATUS: Final = 0xFF
-#: Bytes of a sector, whatever the disk's block size.
-SECTOR: Final = 512
-#: Bytes GET_ID gives (5.2.6).
-ID_BYTES: Final = 20
-_HEADER: Final = struct.Struct("<IIQ")
 
 
 class Done(NamedTuple):
@@ -78,7 +78,7 @@ class BlkDriver:
 
     def capacity(self) -> int:
         """Return the disk's size in bytes, from its configuration space (5.2.4)."""
-        return int.from_bytes(self.frontend.get_config(0, 8), "little") * SECTOR
+        return int.from_bytes(self.frontend.get_config(0, 8), "little") * SECTOR_SIZE
 
     @property
     def free_slots(self) -> int:
@@ -92,7 +92,7 @@ class BlkDriver:
         payload: bytes = b"",
         read: int = 0,
         data: object = None,
-        indirect: bool = False,
+        indirect: bool | None = None,
     ) -> None:
         """Make a request available without telling the device.
 
@@ -102,30 +102,27 @@ class BlkDriver:
             payload: Bytes to write.
             read: Bytes to read.
             data: What `collect` gives back with it.
-            indirect: Put the chain into an indirect table.
+            indirect: Whether to put the chain into an indirect table; by default wherever that was negotiated.
 
         Raises:
             RingError: The ring has no room.
         """
         slot = self._slots.pop()
-        write_bytes(self.mem, slot.header, _HEADER.pack(kind, 0, sector))
+        write_bytes(self.mem, slot.header, BlkHdr(kind, 0, sector).pack())
         write_bytes(self.mem, slot.payload, payload)
         self.mem.u8[slot.status] = _NO_STATUS
         out_sg = [Buffer(slot.header, 16), *self._pieces(slot.payload, len(payload))]
         in_sg = [*self._pieces(slot.payload, read), Buffer(slot.status, 1)]
         try:
-            self._add(out_sg, in_sg, (slot, read, data), indirect)
+            self.queue.driver.add(out_sg, in_sg, (slot, read, data), indirect)
         except BaseException:
             self._slots.append(slot)
             raise
 
-    def _add(self, out_sg: list[Buffer], in_sg: list[Buffer], data: object, indirect: bool) -> None:
-        self.queue.driver.add(out_sg, in_sg, data)
-
     def _pieces(self, addr: int, length: int) -> list[Buffer]:
         """Cut a buffer into `segments` pieces of whole sectors, the last one with what is left."""
         pieces = []
-        step = max(SECTOR, length // self.segments // SECTOR * SECTOR)
+        step = max(SECTOR_SIZE, length // self.segments // SECTOR_SIZE * SECTOR_SIZE)
         for i in range(self.segments):
             take = length if i == self.segments - 1 else min(step, length)
             if take:
@@ -161,7 +158,9 @@ class BlkDriver:
                 raise HungError(f"{left} of {count} requests did not come back in {self.timeout:g} s")
         driver.enable_cb()
 
-    def run(self, kind: int, sector: int = 0, payload: bytes = b"", read: int = 0, indirect: bool = False) -> bytes:
+    def run(
+        self, kind: int, sector: int = 0, payload: bytes = b"", read: int = 0, indirect: bool | None = None
+    ) -> bytes:
         """Run one request; return what was read.
 
         Raises:
@@ -173,15 +172,15 @@ class BlkDriver:
         self.queue.kick()
         self.collect_all(1, results.append)
         if results[0].status != VIRTIO_BLK_S_OK:
-            name = _STATUS.get(results[0].status, str(results[0].status))
+            name = _FAILURES.get(results[0].status, str(results[0].status))
             raise BlockRequestError(f"request {kind} at sector {sector} was answered {name}")
         return results[0].content
 
-    def read(self, sector: int, length: int, indirect: bool = False) -> bytes:
+    def read(self, sector: int, length: int, indirect: bool | None = None) -> bytes:
         """Return ``length`` bytes from ``sector`` on."""
         return self.run(VIRTIO_BLK_T_IN, sector, read=length, indirect=indirect)
 
-    def write(self, sector: int, payload: bytes, indirect: bool = False) -> None:
+    def write(self, sector: int, payload: bytes, indirect: bool | None = None) -> None:
         """Write whole sectors."""
         self.run(VIRTIO_BLK_T_OUT, sector, payload, indirect=indirect)
 
@@ -191,4 +190,4 @@ class BlkDriver:
 
     def get_id(self) -> str:
         """Return the disk's serial number."""
-        return self.run(VIRTIO_BLK_T_GET_ID, read=ID_BYTES).split(b"\0")[0].decode("ascii", "replace")
+        return self.run(VIRTIO_BLK_T_GET_ID, read=VIRTIO_BLK_ID_BYTES).split(b"\0")[0].decode("ascii", "replace")

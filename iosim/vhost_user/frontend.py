@@ -39,10 +39,15 @@ from iosim.vhost_user.messages import (
     request_name,
     unpack_u64,
 )
+from iosim.vhost_user.rings import FRESH_PACKED
 from iosim.virtio.features import (
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
     feature_names,
+    has_feature,
 )
 
 #: Protocol features this end makes use of.
@@ -223,13 +228,21 @@ class Frontend:
         """
         if self.mem is None:
             raise NotSharedError("share guest memory before adding queues to it")
-        driver, _ = new_virtqueue(self.mem, size, bool(self.features >> VIRTIO_RING_F_EVENT_IDX & 1))
+        packed = has_feature(self.features, VIRTIO_F_RING_PACKED)
+        driver, _ = new_virtqueue(
+            self.mem,
+            size,
+            has_feature(self.features, VIRTIO_RING_F_EVENT_IDX),
+            indirect=has_feature(self.features, VIRTIO_RING_F_INDIRECT_DESC),
+            in_order=has_feature(self.features, VIRTIO_F_IN_ORDER),
+            packed=packed,
+        )
         queue = FrontendQueue(index, driver)
         self.queues[index] = queue
         q = driver.q
         user = self.mem.to_user
         self._tell(Request.SET_VRING_NUM, VringState(index, size).pack())
-        self._tell(Request.SET_VRING_BASE, VringState(index, 0).pack())
+        self._tell(Request.SET_VRING_BASE, VringState(index, FRESH_PACKED if packed else 0).pack())
         self._tell(Request.SET_VRING_ADDR, VringAddr(index, 0, user(q.desc), user(q.used), user(q.avail), 0).pack())
         self._tell(Request.SET_VRING_KICK, pack_u64(index), fds=[queue.kick_fd])
         self._tell(Request.SET_VRING_CALL, pack_u64(index), fds=[queue.call_fd])

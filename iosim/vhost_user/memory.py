@@ -35,7 +35,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from iosim.ring.errors import ByteOrderError
-from iosim.ring.memory import PAGE_SIZE, GuestMemory
+from iosim.ring.memory import PAGE_SIZE, GuestMemory, set_regions
 from iosim.vhost_user.errors import RegionError
 from iosim.vhost_user.fence import full_fence
 from iosim.vhost_user.messages import MemoryRegion
@@ -91,7 +91,6 @@ class SharedMemory(GuestMemory):
 
     Attributes:
         shared: True: `iosim.ring.memory.fence` has to be a real one here.
-        regions: (first address, address behind the last byte) of each region, by address.
         table: The regions as the protocol describes them.
         fds: The files of `table`, while this side owns them; a driver sends them to the device.
 
@@ -100,7 +99,7 @@ class SharedMemory(GuestMemory):
         FenceError: There is no fence for this machine.
     """
 
-    __slots__ = ("__weakref__", "_fence", "fds", "regions", "table")
+    __slots__ = ("__weakref__", "_fence", "fds", "table")
 
     def __init__(self, table: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
         if sys.byteorder != "little":
@@ -110,15 +109,16 @@ class SharedMemory(GuestMemory):
         check_table(table)
         self._fence = full_fence()
         top = max(region.guest_addr + region.size for region in table)
-        self.size = (top + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+        top = (top + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+        self.shared = True
         self.fds: list[int] = []
         self.next_free = max(PAGE_SIZE, min(region.guest_addr for region in table))
-        self.regions = tuple((r.guest_addr, r.guest_addr + r.size) for r in sorted(table))
-        reserved = self.size + _ALIGN
+        set_regions(self, [(region.guest_addr, region.guest_addr + region.size) for region in table])
+        reserved = top + _ALIGN
         inert = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         start = _mmap(0, reserved, inert, -1, 0)
         base = (start + _ALIGN - 1) // _ALIGN * _ALIGN
-        memory = (ctypes.c_ubyte * self.size).from_address(base)
+        memory = (ctypes.c_ubyte * top).from_address(base)
         # The mapping lives as long as any view of it, whoever holds one.
         weakref.finalize(memory, _LIBC.munmap, start, reserved).atexit = False
         for region, fd in zip(table, fds, strict=True):
@@ -135,11 +135,6 @@ class SharedMemory(GuestMemory):
         self.u32 = self.u8.cast("I")
         self.u64 = self.u8.cast("Q")
         self.table = list(table)
-
-    @property
-    def shared(self) -> bool:
-        """Another processor works on it: fences must be real."""
-        return True
 
     @classmethod
     def create(cls, size: int, guest_addr: int = 0) -> Self:
@@ -212,5 +207,5 @@ class SharedMemory(GuestMemory):
         self.close()
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{start:#x}-{end:#x}" for start, end in self.regions)
+        parts = ", ".join(f"{r.guest_addr:#x}-{r.guest_addr + r.size:#x}" for r in self.table)
         return f"SharedMemory({parts})"

@@ -9,6 +9,7 @@ from iosim.ring.memory import allocate, read_bytes, write_bytes
 from iosim.ring.virtqueue import Buffer
 from iosim.vhost_user.errors import HungError
 from iosim.vhost_user.frontend import Frontend, FrontendQueue
+from iosim.virtio.features import VIRTIO_NET_F_MRG_RXBUF, has_feature
 from iosim.virtio.net import NET_HDR_LEN, RECEIVEQ, TRANSMITQ, NetHdr
 
 
@@ -30,6 +31,7 @@ class NetDriver:
         self.receive: FrontendQueue = frontend.add_queue(RECEIVEQ, size)
         self.transmit: FrontendQueue = frontend.add_queue(TRANSMITQ, size)
         self.rx_bytes = rx_bytes
+        self.mergeable = has_feature(frontend.features, VIRTIO_NET_F_MRG_RXBUF)
         self.received: deque[bytes] = deque()
         self.merged = 0
         self._slots = [
@@ -47,11 +49,11 @@ class NetDriver:
             self._slots.append(used.data)
 
     def send(self, packet: bytes, pieces: int = 1) -> None:
-        """Make one packet available: the header, then the packet in so many pieces (Linux puts both together if it can)."""
+        """Make one packet available: the header, then the packet in so many pieces."""
         until = time.monotonic() + self.timeout
-        while not self._slots:
+        while not self._slots or self.transmit.driver.num_free < pieces + 1:
             self.reclaim()
-            if not self._slots and time.monotonic() > until:
+            if time.monotonic() > until:
                 raise HungError("sent packets do not come back")
         header, payload = slot = self._slots.pop()
         write_bytes(self.mem, header, NetHdr().pack())
@@ -70,8 +72,10 @@ class NetDriver:
             again.append(used.data)
             if self._left == 0:
                 header = NetHdr.unpack(data)
-                self._left = header.num_buffers
-                self.merged += header.num_buffers > 1
+                # Linux does not look at num_buffers either without MRG_RXBUF. It has to be 1 (5.1.6.4.1); DPDK 22.11
+                # says 0.
+                self._left = header.num_buffers if self.mergeable else 1
+                self.merged += self._left > 1
                 assert self._left >= 1, header
                 data = data[NET_HDR_LEN:]
             self._parts.append(data)

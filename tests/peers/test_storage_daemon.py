@@ -13,11 +13,11 @@ from storage_daemon import SECTORS, Daemon, storage_daemon
 
 from iosim.ring.errors import NoSpaceError
 from iosim.ring.layout import VRING_AVAIL_F_NO_INTERRUPT
-from iosim.vhost_user import blk_driver as blk
 from iosim.vhost_user.blk_driver import BlkDriver, Done
 from iosim.vhost_user.errors import BlockRequestError, FeatureError
 from iosim.vhost_user.frontend import Frontend
 from iosim.vhost_user.memory import SharedMemory
+from iosim.virtio import blk
 from iosim.virtio.features import (
     VIRTIO_F_RING_PACKED,
     VIRTIO_RING_F_EVENT_IDX,

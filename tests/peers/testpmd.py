@@ -17,10 +17,13 @@ def testpmd(tmp: Path, vdev: str, *options: str) -> Iterator[Peer]:
     command = [
         find("dpdk-testpmd", PACKAGE),
         # No huge pages, no PCI, nothing shared with other DPDK programs.
-        "-l", "0,1", "--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry", "--vdev", vdev,
-        "--",
-        "--no-mlockall", "--disable-link-check", "--no-flush-rx", "--forward-mode=io", "--auto-start", "--total-num-mbufs=4096", *options,
-    ]  # fmt: skip
+        *("-l", "0,1", "--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry"),
+        *("--vdev", vdev, "--"),
+        # What arrives before forwarding begins is not to be thrown away, nor a link waited for that has no status.
+        *("--no-flush-rx", "--disable-link-check", "--no-mlockall", "--total-num-mbufs=4096"),
+        *("--forward-mode=io", "--auto-start"),
+        *options,
+    ]
     with running(command, tmp / "testpmd.log") as peer:
         yield peer
 

@@ -12,12 +12,23 @@ from iosim.ring.errors import RingError
 from iosim.ring.virtqueue import DeviceSide, Element
 from iosim.vhost_user.backend import Backend
 from iosim.virtio.features import (
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_RING_F_INDIRECT_DESC,
 )
 
-RING_FEATURES = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
+RING_FEATURES = sum(
+    1 << bit
+    for bit in (
+        VIRTIO_F_VERSION_1,
+        VIRTIO_RING_F_EVENT_IDX,
+        VIRTIO_RING_F_INDIRECT_DESC,
+        VIRTIO_F_RING_PACKED,
+        VIRTIO_F_IN_ORDER,
+    )
+)
 
 
 class QueueDevice:
@@ -112,7 +123,9 @@ class Reports(list[str]):
 
 
 @contextmanager
-def serving(device: QueueDevice, where: Path | socket.socket, timeout: float = 2.0) -> Iterator[tuple[Backend, Reports]]:
+def serving(
+    device: QueueDevice, where: Path | socket.socket, timeout: float = 2.0
+) -> Iterator[tuple[Backend, Reports]]:
     """Run a back end in a thread; whatever it raises, the test gets."""
     reports = Reports()
     failure: list[BaseException] = []

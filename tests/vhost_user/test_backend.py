@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import pytest
 from devices import BlkDevice, QueueDevice, Reports, serving, upper
 
 from iosim.ring.memory import allocate, read_bytes, write_bytes
+from iosim.ring.queue import vring_base
 from iosim.ring.virtqueue import Buffer, new_virtqueue
 from iosim.vhost_user import messages as m
 from iosim.vhost_user.backend import PROTOCOL_FEATURES, Backend
@@ -22,8 +24,17 @@ from iosim.vhost_user.channel import Channel
 from iosim.vhost_user.errors import DisconnectedError, HungError, RefusedError, VhostUserError
 from iosim.vhost_user.frontend import Frontend
 from iosim.vhost_user.memory import SharedMemory
-from iosim.virtio.features import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX
+from iosim.virtio.features import (
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_VERSION_1,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    feature_names,
+)
 
+RING_BITS = (VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_F_IN_ORDER)
+MIXES = [sum(1 << bit for bit in bits if bit) for bits in product(*((0, bit) for bit in RING_BITS))]
 EVENT_IDX = 1 << VIRTIO_RING_F_EVENT_IDX
 R = m.Request
 
@@ -40,24 +51,28 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
-@pytest.mark.parametrize("features", [0, EVENT_IDX])
+@pytest.mark.parametrize("features", MIXES, ids=lambda mix: "+".join(feature_names(mix)) or "plain")
 def test_a_disk_of_our_own(path: Path, features: int) -> None:
     disk = bytearray(os.urandom(512 * 64))
     model = bytearray(disk)
-    with serving(BlkDevice(disk, 2), path) as (_, reports), SharedMemory.create(1 << 20) as mem:
-        with Frontend.connect(path) as frontend:
-            frontend.negotiate(features)
-            frontend.share(mem)
-            drivers = [BlkDriver(frontend, frontend.add_queue(i, 8), 2, 4096, segments=2) for i in range(2)]
-            for i in range(60):
-                driver = drivers[i % 2]
-                driver.write(i, bytes([i]) * 1024)
-                model[i * 512 : i * 512 + 1024] = bytes([i]) * 1024
-                assert driver.read(i // 2, 2048) == model[i // 2 * 512 : i // 2 * 512 + 2048]
-            drivers[0].flush()
-            assert drivers[1].get_id() == "iosim-test"
-            assert drivers[0].capacity() == len(disk)
-            assert [frontend.stop_queue(i) for i in range(2)] == [drivers[i].queue.driver.q.avail_idx_shadow for i in (0, 1)]
+    with (
+        serving(BlkDevice(disk, 2), path) as (_, reports),
+        SharedMemory.create(1 << 20) as mem,
+        Frontend.connect(path) as frontend,
+    ):
+        frontend.negotiate(features)
+        frontend.share(mem)
+        drivers = [BlkDriver(frontend, frontend.add_queue(i, 8), 2, 4096, segments=2) for i in range(2)]
+        for i in range(60):
+            driver = drivers[i % 2]
+            driver.write(i, bytes([i]) * 1024)
+            model[i * 512 : i * 512 + 1024] = bytes([i]) * 1024
+            assert driver.read(i // 2, 2048) == model[i // 2 * 512 : i // 2 * 512 + 2048]
+        drivers[0].flush()
+        assert drivers[1].get_id() == "iosim-test"
+        assert drivers[0].capacity() == len(disk)
+        for i in (0, 1):
+            assert frontend.stop_queue(i) == vring_base(drivers[i].queue.driver.q)
     assert disk == model
     assert reports == []
 
@@ -132,7 +147,7 @@ def test_a_queue_runs_whatever_comes_last(path: Path, mem: SharedMemory) -> None
     """Of the 720 orders in which a queue can be described and notified, each serves what was available before."""
     names = ["memory", "num", "addr", "kick", "enable", "notify"]
     with serving(QueueDevice(upper), path) as (backend, reports):
-        for number, order in enumerate(permutations(names)):
+        for order in permutations(names):
             raw = Raw(path, mem)
             raw.features()
             raw.add(b"text")
@@ -141,7 +156,7 @@ def test_a_queue_runs_whatever_comes_last(path: Path, mem: SharedMemory) -> None
                 steps[step]()
             assert raw.wait_used() == b"TEXT", order
             raw.close()
-        assert number + 1 == backend.sessions == 720
+        assert backend.sessions == 720
     assert reports == []
 
 
@@ -270,6 +285,11 @@ def test_a_hostile_ring_breaks_the_device_and_nothing_else(path: Path, mem: Shar
         again.close()
 
 
+def table(guest_addr: int) -> bytes:
+    """SET_MEM_TABLE with one page."""
+    return m.encode(R.SET_MEM_TABLE, m.pack_memory_table([m.MemoryRegion(guest_addr, 4096, 0, 0)]))
+
+
 BAD: list[tuple[bytes, int, str]] = [
     (b"\x01" * 11 + b"", 0, "the other end closed the connection"),
     (m.Header(1, 2, 0).pack(), 0, "flags 0x2; the version in the lowest two bits must be 1"),
@@ -287,24 +307,24 @@ BAD: list[tuple[bytes, int, str]] = [
     (m.encode(R.SET_VRING_KICK, m.pack_u64(0)), 0, "SET_VRING_KICK for queue 0: it says one thing"),
     (m.encode(R.SET_VRING_KICK, m.pack_u64(0x100)), 0, "queue 0 is to be polled"),
     (m.encode(R.SET_VRING_KICK, m.pack_u64(0)), 2, "SET_VRING_KICK has 0 to 1 file descriptors, not 2"),
-    (m.encode(R.SET_MEM_TABLE, m.pack_memory_table([m.MemoryRegion(0, 4096, 0, 0)])), 0, "SET_MEM_TABLE has 1 regions and 0"),
-    (m.encode(R.SET_MEM_TABLE, m.pack_memory_table([m.MemoryRegion(0, 4096, 0, 0)])), 1, "memory region at 0x0: its file has"),
-    (m.encode(R.SET_MEM_TABLE, m.pack_memory_table([m.MemoryRegion(1, 4096, 0, 0)])), 1, "must be multiples of 4096"),
-    (m.encode(R.SET_MEM_TABLE, m.pack_memory_table([m.MemoryRegion(1 << 63, 4096, 0, 0)])), 1, "at most 0x100000000000"),
+    (table(0), 0, "SET_MEM_TABLE has 1 regions and 0"),
+    (table(0), 1, "memory region at 0x0: its file has"),
+    (table(1), 1, "must be multiples of 4096"),
+    (table(1 << 63), 1, "at most 0x100000000000"),
     (m.encode(R.SET_MEM_TABLE, (9).to_bytes(8, "little")), 0, "a memory table of 9 regions; at most 8"),
     (m.encode(R.SET_MEM_TABLE, (2).to_bytes(8, "little")), 0, "a memory table of 2 regions in 8 bytes"),
     (m.encode(R.GET_CONFIG, m.Config(200, 0, bytes(57)).pack()), 0, "configuration bytes 200 to 257; there are 256"),
     (m.encode(R.REM_MEM_REG, m.pack_single_region(m.MemoryRegion(0, 1, 2, 3))), 0, "no memory region at 0x0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("data", "fds", "line"), BAD, ids=[line for _, _, line in BAD])
-def test_garbage_ends_the_connection_with_one_line(path: Path, data: bytes, fds: int, line: str, tmp_path: Path) -> None:
-    with serving(QueueDevice(upper), path) as (backend, reports):
+def test_garbage_ends_the_connection_with_one_line(path: Path, data: bytes, fds: int, line: str) -> None:
+    with serving(QueueDevice(upper), path) as (_, reports):
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(os.fspath(path))
         sock.settimeout(2)
-        plain = (tmp_path / "empty").open("w+b")
+        plain = path.with_name("empty").open("w+b")
         socket.send_fds(sock, [data], [plain.fileno()] * fds)
         if len(data) < 12:
             sock.shutdown(socket.SHUT_WR)
@@ -314,7 +334,7 @@ def test_garbage_ends_the_connection_with_one_line(path: Path, data: bytes, fds:
         # The next one is served.
         with Frontend.connect(path):
             pass
-    assert any(found.replace("; hanging up", "").startswith(line) or line in found for found in reports + reports.details)
+    assert any(line in found for found in reports + reports.details)
     assert all("\n" not in found for found in reports)
 
 
@@ -395,6 +415,7 @@ def test_the_driver_is_told_of_a_new_configuration(path: Path) -> None:
 
 def test_descriptors_are_closed_whatever_happens(path: Path, mem: SharedMemory) -> None:
     def descriptors() -> list[str]:
+        gc.collect()  # Other tests' leavings.
         links = []
         for fd in os.listdir("/proc/self/fd"):
             with suppress(FileNotFoundError):  # The one that lists.
