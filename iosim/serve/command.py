@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.live import Live
 from iosim.errors import IosimError
 from iosim.qemu.options import size_in_bytes
 from iosim.serve.guests import qemu_options, uml_parameter
-from iosim.serve.run import Offer, Service
+from iosim.serve.run import Offer, Service, Stop
 from iosim.serve.view import DeviceState, line, render
 
 #: Seconds between two lines where the output is no terminal, and between two pictures where it is.
@@ -43,12 +43,12 @@ def serve(
     if queue_size is not None and not (0 < queue_size <= _LARGEST_QUEUE and queue_size & (queue_size - 1) == 0):
         raise IosimError(f"{queue_size} descriptors; QEMU takes a power of two up to {_LARGEST_QUEUE}", "--queue-size")
     offer = Offer(kind, size=_bytes(size), **more)
-    live = sys.stdout.isatty()
-    with _terminate_cleanly():
-        if live:
-            _serve_live(offer, queue_size, once)
+    stop = Stop()
+    with _signals(stop):
+        if sys.stdout.isatty():
+            _serve_live(offer, stop, queue_size, once)
         else:
-            _serve_lines(offer, queue_size, once)
+            _serve_lines(offer, stop, queue_size, once)
 
 
 def _bytes(size: str | None) -> int | None:
@@ -77,7 +77,7 @@ def _report(text: str) -> None:
     click.echo(f"iosim: {text}", err=True)
 
 
-def _serve_live(offer: Offer, queue_size: int | None, once: bool) -> None:
+def _serve_live(offer: Offer, stop: Stop, queue_size: int | None, once: bool) -> None:
     console = Console(highlight=False)
     # The picture is drawn from the loop that serves, so that it never shows half of a step.
     with Live(console=console, auto_refresh=False) as picture:
@@ -85,7 +85,7 @@ def _serve_live(offer: Offer, queue_size: int | None, once: bool) -> None:
         def show(state: DeviceState) -> None:
             picture.update(render(state), refresh=True)
 
-        with Service(offer, _report, show, _PICTURE_INTERVAL) as service:
+        with Service(offer, _report, show, _PICTURE_INTERVAL, stop) as service:
             _heading(offer, queue_size)
             try:
                 service.run(once)
@@ -93,7 +93,7 @@ def _serve_live(offer: Offer, queue_size: int | None, once: bool) -> None:
                 show(service.state())
 
 
-def _serve_lines(offer: Offer, queue_size: int | None, once: bool) -> None:
+def _serve_lines(offer: Offer, stop: Stop, queue_size: int | None, once: bool) -> None:
     last: DeviceState | None = None
 
     def show(state: DeviceState) -> None:
@@ -102,7 +102,7 @@ def _serve_lines(offer: Offer, queue_size: int | None, once: bool) -> None:
         click.echo(line(state))
         sys.stdout.flush()
 
-    with Service(offer, _report, show, _LINE_INTERVAL) as service:
+    with Service(offer, _report, show, _LINE_INTERVAL, stop) as service:
         _heading(offer, queue_size)
         try:
             service.run(once)
@@ -112,17 +112,24 @@ def _serve_lines(offer: Offer, queue_size: int | None, once: bool) -> None:
 
 
 @contextmanager
-def _terminate_cleanly() -> Iterator[None]:
-    """Make SIGTERM end this as Ctrl-C does, the socket removed, but with the status that a shell expects."""
+def _signals(stop: Stop) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end this between two elements, not wherever Python is: the socket is to be removed.
+
+    A KeyboardInterrupt out of nowhere would be lost where it hits a finalizer, and could leave a ring half written.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def end(number: int, _frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
+    def end(number: int, _frame: object) -> None:
+        found = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+        if stop.reason is not None:
+            raise found  # Asked twice: at once.
+        stop.reason = found
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -44,6 +44,8 @@ DEFAULT_SIZE: Final = 64 << 20
 #: The interface's address, for a driver that has no QEMU to tell it one.
 GUEST_MAC: Final = bytes.fromhex("525400123456")
 _MOST_QUEUES: Final = 64
+#: Seconds until a signal is seen, at most.
+_LONGEST_WAIT: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,17 @@ def _disk(offer: Offer) -> FileDisk | MemoryDisk:
     return disk
 
 
+class Stop:
+    """Where a signal handler leaves word that serving is to end.
+
+    Attributes:
+        reason: What `Service.run` raises, as soon as the device is between two elements.
+    """
+
+    def __init__(self) -> None:
+        self.reason: BaseException | None = None
+
+
 class Service:
     """A device on a socket, from when it listens until it is closed.
 
@@ -129,6 +142,7 @@ class Service:
         report: Gets a line for what happens: a driver comes, goes, breaks a rule.
         show: Called now and then while something happens, at most every `interval` seconds, and when it calms.
         interval: Seconds.
+        stop: Ends `run` from elsewhere.
 
     Raises:
         IosimError: The offer cannot be made: the socket's path, the disk.
@@ -140,8 +154,10 @@ class Service:
         report: Callable[[str], None] = lambda _: None,
         show: Callable[[DeviceState], None] = lambda _: None,
         interval: float = 0.25,
+        stop: Stop | None = None,
     ) -> None:
         self.offer = offer
+        self.stop = stop or Stop()
         self.peer: EchoPeer | None = None
         self._net: NetDevice | None = None
         self._disk: FileDisk | MemoryDisk | None = None
@@ -208,7 +224,9 @@ class Service:
         return DeviceState(state, features, self.device.queue_states(), requests)
 
     def _tick(self) -> None:
-        """Show the state if it is time to; called from inside the work, which may go on for long."""
+        """Stop if told to, show the state if it is time to; called from inside the work, which may go on for long."""
+        if self.stop.reason is not None:
+            raise self.stop.reason
         now = time.monotonic()
         if now >= self._next:
             self._next = now + self._interval
@@ -227,8 +245,8 @@ class Service:
             once: Return when the first has gone.
         """
         while True:
-            # Without a timeout what was counted last would be shown only when the next thing happens.
-            self.backend.poll(self._interval)
+            # Without a timeout what was counted last would be shown, and a signal seen, when the next thing happens.
+            self.backend.poll(min(self._interval, _LONGEST_WAIT))
             self._tick()
             if once and self.backend.sessions and self.backend.session is None:
                 return

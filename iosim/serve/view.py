@@ -68,7 +68,7 @@ class DeviceState:
     requests: Mapping[str, int]
 
 
-_COLUMNS = (
+_ROWS = (
     ("size", "size"),
     ("last_avail_idx", "last_avail_idx"),
     ("used_idx", "used_idx"),
@@ -103,15 +103,14 @@ def _shown(queue: QueueState, name: str) -> str:
 
 
 def render(device: DeviceState) -> RenderableType:
-    """The table for a terminal: one row for each queue."""
+    """The table for a terminal: one column for each queue, so that every name fits."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("queue")
-    table.add_column("ring")
-    for _, heading in _COLUMNS:
-        table.add_column(heading, justify="right")
+    table.add_column("")
     for queue in device.queues:
-        ring = ("packed" if queue.packed else "split") if queue.size else "-"
-        table.add_row(queue.name, ring, *(_shown(queue, name) for name, _ in _COLUMNS))
+        table.add_column(queue.name, justify="right")
+    table.add_row("ring", *(("packed" if queue.packed else "split") if queue.size else "-" for queue in device.queues))
+    for name, heading in _ROWS:
+        table.add_row(heading, *(_shown(queue, name) for queue in device.queues))
     requests = "   ".join(f"{name} {count}" for name, count in device.requests.items() if count) or "none yet"
     features = " ".join(device.features) or "-"
     return Group(f"device: {device.state}", f"features: {features}", table, f"requests: {requests}")
