@@ -10,7 +10,7 @@ from pathlib import Path
 
 from iosim.ring.errors import RingError
 from iosim.ring.virtqueue import DeviceSide, Element
-from iosim.vhost_user.backend import Backend
+from iosim.vhost_user.backend import Backend, Device
 from iosim.virtio.features import (
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_RING_PACKED,
@@ -85,32 +85,6 @@ def upper(element: Element) -> int:
     return element.write(element.read().upper())
 
 
-class BlkDevice(QueueDevice):
-    """A disk in memory: IN, OUT, FLUSH, GET_ID."""
-
-    def __init__(self, disk: bytearray, num_queues: int = 1, features: int = RING_FEATURES) -> None:
-        super().__init__(self.request, num_queues, features)
-        self.disk = disk
-        self.space[0:8] = (len(disk) // 512).to_bytes(8, "little")
-
-    def request(self, element: Element) -> int:
-        data = element.read()
-        kind, start = int.from_bytes(data[:4], "little"), int.from_bytes(data[8:16], "little") * 512
-        size = element.in_size
-        content, status = b"", 0
-        if kind == 0 and start + size - 1 <= len(self.disk):
-            content = bytes(self.disk[start : start + size - 1])
-        elif kind == 1 and start + len(data) - 16 <= len(self.disk):
-            self.disk[start : start + len(data) - 16] = data[16:]
-        elif kind == 8:
-            content = b"iosim-test".ljust(size - 1, b"\0")
-        elif kind != 4:
-            status = 1
-        element.write(content)
-        element.write(bytes([status]), size - 1)
-        return len(content) + 1
-
-
 class Reports(list[str]):
     """What a back end reported; details apart."""
 
@@ -124,7 +98,7 @@ class Reports(list[str]):
 
 @contextmanager
 def serving(
-    device: QueueDevice, where: Path | socket.socket, timeout: float = 2.0
+    device: Device, where: Path | socket.socket, timeout: float = 2.0
 ) -> Iterator[tuple[Backend, Reports]]:
     """Run a back end in a thread; whatever it raises, the test gets."""
     reports = Reports()

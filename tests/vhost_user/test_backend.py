@@ -12,7 +12,7 @@ from itertools import permutations, product
 from pathlib import Path
 
 import pytest
-from devices import BlkDevice, QueueDevice, Reports, serving, upper
+from devices import RING_FEATURES, QueueDevice, Reports, serving, upper
 
 from iosim.ring.memory import allocate, read_bytes, write_bytes
 from iosim.ring.queue import vring_base
@@ -24,6 +24,8 @@ from iosim.vhost_user.channel import Channel
 from iosim.vhost_user.errors import DisconnectedError, HungError, RefusedError, VhostUserError
 from iosim.vhost_user.frontend import Frontend
 from iosim.vhost_user.memory import SharedMemory
+from iosim.virtio.blk import BlkDevice
+from iosim.virtio.disk import MemoryDisk
 from iosim.virtio.features import (
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_RING_PACKED,
@@ -53,10 +55,10 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("features", MIXES, ids=lambda mix: "+".join(feature_names(mix)) or "plain")
 def test_a_disk_of_our_own(path: Path, features: int) -> None:
-    disk = bytearray(os.urandom(512 * 64))
-    model = bytearray(disk)
+    model = bytearray(os.urandom(512 * 64))
+    disk = MemoryDisk(model)
     with (
-        serving(BlkDevice(disk, 2), path) as (_, reports),
+        serving(BlkDevice(disk, "of our own", 2, ring_features=RING_FEATURES), path) as (_, reports),
         SharedMemory.create(1 << 20) as mem,
         Frontend.connect(path) as frontend,
     ):
@@ -69,11 +71,12 @@ def test_a_disk_of_our_own(path: Path, features: int) -> None:
             model[i * 512 : i * 512 + 1024] = bytes([i]) * 1024
             assert driver.read(i // 2, 2048) == model[i // 2 * 512 : i // 2 * 512 + 2048]
         drivers[0].flush()
-        assert drivers[1].get_id() == "iosim-test"
-        assert drivers[0].capacity() == len(disk)
+        assert drivers[1].get_id() == "of our own"
+        assert drivers[0].capacity() == disk.size
         for i in (0, 1):
             assert frontend.stop_queue(i) == vring_base(drivers[i].queue.driver.q)
-    assert disk == model
+    assert disk.data == model
+    assert disk.flushes > 0
     assert reports == []
 
 
@@ -210,6 +213,7 @@ def test_a_stopped_ring_serves_nothing_and_goes_on_where_it_was(path: Path, mem:
         assert raw.wait_used() == b"LATE"
         # Disabled and enabled again, it goes on as well.
         raw.tell(R.SET_VRING_ENABLE, m.VringState(0, 0).pack())
+        raw.sync()
         raw.add(b"more")
         raw.sync()
         assert raw.driver.get_buf() is None
