@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from rich.live import Live
 from iosim.errors import IosimError
 from iosim.qemu.options import size_in_bytes
 from iosim.serve.guests import qemu_options, uml_parameter
+from iosim.serve.place import LONGEST
 from iosim.serve.run import Offer, Service, Stop
 from iosim.serve.view import DeviceState, line, render
 
@@ -64,12 +66,15 @@ def _bytes(size: str | None) -> int | None:
 
 def _heading(offer: Offer, queue_size: int | None) -> None:
     click.echo(f"{offer.kind} on {offer.socket}; Ctrl-C ends it. For a guest in QEMU add:")
+    # Whoever starts the guest may be in another directory; but a whole path can be longer than a socket's may be.
+    whole = os.path.abspath(offer.socket)
+    path = whole if len(os.fsencode(whole)) <= LONGEST else offer.socket
     options = qemu_options(
-        offer.kind, offer.socket, queues=offer.queues, queue_size=queue_size, packed=offer.packed
+        offer.kind, path, queues=offer.queues, queue_size=queue_size, packed=offer.packed
     )
     for number, text in enumerate(options):
         click.echo(f"  {text}{' ' + chr(92) if number < len(options) - 1 else ''}")
-    click.echo(f"or for user-mode Linux: {uml_parameter(offer.kind, offer.socket)}")
+    click.echo(f"or for user-mode Linux: {uml_parameter(offer.kind, path)}")
     sys.stdout.flush()
 
 

@@ -15,10 +15,10 @@ def qemu_options(
     """Return the options that connect a QEMU machine of 1 GB to the device.
 
     Example:
-        >>> for line in qemu_options("vhost-user-net", "/tmp/s"):
+        >>> for line in qemu_options("vhost-user-net", "/run/s"):
         ...     print(line)
         -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -machine pc,memory-backend=mem
-        -chardev socket,id=iosim,path=/tmp/s
+        -chardev socket,id=iosim,path=/run/s
         -netdev vhost-user,id=net,chardev=iosim -device virtio-net-pci,netdev=net,vectors=0
     """
     properties = ""
@@ -48,7 +48,7 @@ def uml_parameter(kind: str, socket: str) -> str:
     """Return the parameter that connects user-mode Linux to the device.
 
     Example:
-        >>> uml_parameter("vhost-user-blk", "/tmp/s")
-        'virtio_uml.device=/tmp/s:2'
+        >>> uml_parameter("vhost-user-blk", "/run/s")
+        'virtio_uml.device=/run/s:2'
     """
     return f"virtio_uml.device={shlex.quote(socket)}:{_DEVICE_IDS[kind]}"

@@ -32,7 +32,7 @@ def check_socket(text: str) -> Path:
     path = Path(text)
     where = "--socket"
     if not text or "\0" in text:
-        raise IosimError("the path is empty; give the file to make, as /tmp/iosim.sock", where)
+        raise IosimError("the path is empty; give the file to make, as disk.sock", where)
     length = len(os.fsencode(text))
     if length > LONGEST:
         raise IosimError(f"a socket's path has at most {LONGEST} bytes, this one has {length}; choose a shorter", where)

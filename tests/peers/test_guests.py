@@ -119,8 +119,8 @@ def test_network_of_dpdk(packed: bool) -> None:
 
 def test_a_guest_that_hangs_is_killed_with_all_it_started() -> None:
     need("uml")
-    with pytest.raises(GuestError, match=r"(?s)hung: killed after 4 s.*@@ asleep"):
-        run_uml("say asleep; sleep 1000", [], seconds=4, arguments=[MARK])
+    with pytest.raises(GuestError, match=r"(?s)hung: killed after 12 s.*@@ asleep"):
+        run_uml("say asleep; sleep 1000", [], seconds=12, arguments=[MARK])
     assert not any(MARK.encode() in commandline for commandline in commandlines())
 
 

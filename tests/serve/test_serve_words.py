@@ -81,7 +81,7 @@ def test_iosim_itself_understands_the_command_line(kind: str, packed: bool, queu
 
 
 def test_user_mode_linux_is_told_the_device_number() -> None:
-    assert uml_parameter("vhost-user-net", "/tmp/a b") == "virtio_uml.device='/tmp/a b':1"
+    assert uml_parameter("vhost-user-net", "/run/a b") == "virtio_uml.device='/run/a b':1"
 
 
 IDLE = idle_queue("requests 0")
