@@ -1,7 +1,7 @@
 # make run    compare full emulation, virtio and vhost (the first thing to see)
-# make test   every test, linters and types included
+# make test   every test but those of test-peers, linters and types included
 # make quick  the tests that take under 3 minutes
-# make test-peers  real Linux guests and other people's programs (QEMU, user-mode Linux, DPDK) against iosim
+# make test-peers  the long tests against other people's programs (real guests), a minute each at most
 # make bench  how fast it is, beside SimPy, C, salabim and Ciw (BENCH=--quick: in a minute; --long: 10^7 requests too)
 VENV   ?= .venv
 PYTHON ?= python3
@@ -14,7 +14,7 @@ run: $(VENV)/.run
 	@$(BIN)/iosim compare $(MACHINES)/full-emulation.sh $(MACHINES)/virtio-net.sh $(MACHINES)/vhost-net.sh --out results/compare
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not peers"
 
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m "not slow and not peers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,12 @@ PACKAGE = "dpdk-dev"
 @contextmanager
 def testpmd(tmp: Path, vdev: str, *options: str) -> Iterator[Peer]:
     """Run testpmd with this virtual device; packets go out of the port they came in by."""
+    # Its polling core may run wherever this process may: a test run has few cores, and they have other work.
+    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     command = [
         find("dpdk-testpmd", PACKAGE),
         # No huge pages, no PCI, nothing shared with other DPDK programs.
-        *("-l", "0,1", "--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry"),
+        *(f"--lcores=0@({cpus}),1@({cpus})", "--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry"),
         *("--vdev", vdev, "--"),
         # What arrives before forwarding begins is not to be thrown away, nor a link waited for that has no status.
         *("--no-flush-rx", "--disable-link-check", "--no-mlockall", "--total-num-mbufs=4096"),
