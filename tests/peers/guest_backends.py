@@ -7,6 +7,7 @@ interface whose other end answers ARP and ping.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -92,8 +93,11 @@ def testpmd() -> Iterator[Served]:
     """Serve a network interface by DPDK; whatever address is pinged answers."""
     with tempfile.TemporaryDirectory(prefix="iosim-") as directory:
         socket = Path(directory) / "socket"
+        # Its polling core may run wherever this process may.
+        cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         command = [
-            *(TESTPMD, "-l", "0,1", "--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry"),
+            *(TESTPMD, f"--lcores=0@({cpus}),1@({cpus})"),
+            *("--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry"),
             *("--vdev", f"net_vhost0,iface={socket},queues=1"),
             *("--", "--no-mlockall", "--forward-mode=icmpecho", "--auto-start", "--total-num-mbufs=4096"),
         ]

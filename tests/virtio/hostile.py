@@ -45,7 +45,7 @@ def attack(device: VirtioDevice, sequence: Sequence[tuple[int, Chain]]) -> Drive
     is answered, kept, or has stopped the device with a named error.
     """
     mem = GuestMemory(1 << 17)
-    driver = Driver(device, mem, queue_size=16, arena=64)
+    driver = Driver(device, mem, queue_size=64, arena=64)
     for index, chain in sequence:
         base = allocate(mem, len(chain.out) + chain.in_size, 1)
         write_bytes(mem, base, chain.out)

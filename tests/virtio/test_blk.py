@@ -274,6 +274,15 @@ def test_a_device_that_cannot_be(bad: dict[str, int]) -> None:
         BlkDevice(MemoryDisk(512), **bad)  # type: ignore[arg-type]
 
 
+def test_long_requests_are_moved_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blk, "_PIECE", 700)
+    disk = MemoryDisk(pattern())
+    driver = started(disk)
+    assert driver.request(0, *blk.request_in(1, 4096), in_cuts=[100, 900]) == pattern()[512:4608] + OK
+    assert driver.request(0, *blk.request_out(2, pattern()[:4096]), out_cuts=[3, 999]) == OK
+    assert disk.data == pattern()[:1024] + pattern()[:4096] + pattern()[5120:]
+
+
 def test_a_larger_block_size_wants_whole_blocks() -> None:
     driver = started(blk_size=4096)
     assert driver.request(0, *blk.request_in(8, 4096)) == pattern()[4096:8192] + OK

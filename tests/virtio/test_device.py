@@ -244,6 +244,26 @@ def test_2_7_10_the_loop_sees_what_came_before_it_armed(event_idx: bool) -> None
     assert driver.kick_prepare(), "armed again"
 
 
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_2_7_10_the_loop_looks_once_more_after_it_armed(event_idx: bool) -> None:
+    """The driver adds a chain after the last look, and before notifications are on: nobody kicks for it."""
+    mem = GuestMemory(1 << 16)
+    driver, side = new_virtqueue(mem, 8, event_idx)
+    driver.add([Buffer(0x8000, 4)], [])
+    driver.kick_prepare()
+    arm, late = side.set_notification, [1]
+
+    def set_notification(enable: bool) -> None:
+        if enable and late:
+            late.pop()
+            driver.add([Buffer(0x8000, 4)], [])
+            assert not driver.kick_prepare()
+        arm(enable)
+
+    side.set_notification = set_notification  # type: ignore[method-assign]
+    assert serve(side, lambda e: 0) == 2
+
+
 def test_a_budget_leaves_the_rest_with_notifications_off() -> None:
     mem = GuestMemory(1 << 16)
     driver, side = new_virtqueue(mem, 8)

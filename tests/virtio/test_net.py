@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from iosim.errors import IosimError
 from iosim.ring.memory import GuestMemory, allocate
-from iosim.ring.virtqueue import Buffer
+from iosim.ring.virtqueue import Buffer, new_virtqueue
 from iosim.virtio import net
 from iosim.virtio.errors import FormatError, NegotiationError, RequestError
 from iosim.virtio.features import VIRTIO_NET_F_MQ, feature_set, has_feature
@@ -139,6 +139,30 @@ def test_5_1_6_4_a_packet_waits_for_all_its_buffers() -> None:
     assert last[12:] == b"z" * 10
 
 
+def test_5_1_6_4_all_buffers_of_a_packet_are_published_at_once() -> None:
+    card = Card()
+    flushed: list[int] = []
+    queue = card.device.queues[RX]
+    flush = queue.flush
+    queue.flush = lambda count: (flushed.append(count), flush(count))[1]  # type: ignore[method-assign, func-returns-value]
+    card.post(100, 100, 100)
+    card.receive(bytes(280))
+    assert flushed == [3]
+
+
+def test_a_queue_that_is_set_up_anew_has_no_buffers_left_from_before() -> None:
+    card = Card()
+    card.post(100)
+    card.receive(bytes(300))
+    guest, side = new_virtqueue(card.driver.mem, 16)
+    card.device.set_queue(RX, side)
+    guest.add([], [Buffer(0x100, 400)])
+    assert card.device.handle_queue(RX) == [RX]
+    used = guest.get_buf()
+    assert used is not None
+    assert used.length == 312
+
+
 def test_packets_beyond_the_backlog_are_dropped() -> None:
     card = Card(backlog=2)
     for i in range(4):
@@ -178,8 +202,9 @@ def test_5_1_6_1_a_legacy_driver_has_a_shorter_header() -> None:
     assert card.sent == [(b"out", NetHdr())]
 
 
-def test_the_driver_asks_for_interrupts_and_the_device_for_kicks_only_when_they_are_of_use() -> None:
-    card = Card()
+@pytest.mark.parametrize("understood", [ALL, without("EVENT_IDX")])
+def test_the_driver_asks_for_interrupts_and_the_device_for_kicks_only_when_they_are_of_use(understood: int) -> None:
+    card = Card(understood)
     card.post(*[64] * 4)
     kicks = len(card.driver.kicks)
     card.driver.queues[RX].disable_cb()
