@@ -18,7 +18,6 @@ import pytest
 from guest import BLK, NET, GuestError, GuestRun, blk_device, net_device, run_qemu, run_uml
 from guest_workloads import KB, MB, DiskWorkload, Ping, check_net, disk_workload, net_script, pattern, rebind
 
-from iosim.ring.device_queue import DeviceQueue
 from iosim.virtio.features import (
     VIRTIO_F_RING_PACKED,
     VIRTIO_RING_F_EVENT_IDX,
@@ -132,17 +131,16 @@ def test_a_guest_that_finds_no_device_says_so_at_once() -> None:
 
 # -- iosim's back end: do the rings work? -------------------------------------------------------------------------
 
-SPLIT_ONLY = pytest.mark.skipif("packed" not in DeviceQueue.__slots__, reason="iosim.ring has split virtqueues only")
 #: What is offered, as options of `iosim serve`: for a driver that takes everything, as user-mode Linux's does.
 RINGS = [
     pytest.param(Ring(event_idx=True), id="split-event_idx"),
     pytest.param(Ring(event_idx=False), id="split-flags"),
-    pytest.param(Ring(event_idx=True, indirect=True), id="split-event_idx-indirect", marks=SPLIT_ONLY),
-    pytest.param(Ring(event_idx=False, indirect=True), id="split-flags-indirect", marks=SPLIT_ONLY),
-    pytest.param(Ring(event_idx=True, packed=True), id="packed-event_idx", marks=SPLIT_ONLY),
-    pytest.param(Ring(event_idx=False, packed=True), id="packed-flags", marks=SPLIT_ONLY),
-    pytest.param(Ring(event_idx=True, packed=True, indirect=True), id="packed-event_idx-indirect", marks=SPLIT_ONLY),
-    pytest.param(Ring(event_idx=False, packed=True, indirect=True), id="packed-flags-indirect", marks=SPLIT_ONLY),
+    pytest.param(Ring(event_idx=True, indirect=True), id="split-event_idx-indirect"),
+    pytest.param(Ring(event_idx=False, indirect=True), id="split-flags-indirect"),
+    pytest.param(Ring(event_idx=True, packed=True), id="packed-event_idx"),
+    pytest.param(Ring(event_idx=False, packed=True), id="packed-flags"),
+    pytest.param(Ring(event_idx=True, packed=True, indirect=True), id="packed-event_idx-indirect"),
+    pytest.param(Ring(event_idx=False, packed=True, indirect=True), id="packed-flags-indirect"),
 ]
 
 
