@@ -242,7 +242,11 @@ class Session:
         self.device.write_config(config.offset, config.data)
 
     def _set_backend_req_fd(self, message: Message) -> None:
-        sock = socket.socket(fileno=message.fds.pop())
+        try:
+            sock = socket.socket(fileno=message.fds[0])
+        except OSError as error:
+            raise MessageFdError(f"SET_BACKEND_REQ_FD brings no socket ({error.strerror})") from None
+        message.fds.clear()
         if self.back_channel is not None:
             self.back_channel.close()
         self.back_channel = Channel(sock, self.backend.timeout)
@@ -253,31 +257,31 @@ class Session:
         table = unpack_memory_table(message.payload)
         if len(table) != len(message.fds):
             raise MessageFdError(f"SET_MEM_TABLE has {len(table)} regions and {len(message.fds)} file descriptors")
-        self._map(table, message.fds)
-        message.fds.clear()
+        self._map(table, list(message.fds), message)
 
     def _add_mem_reg(self, message: Message) -> None:
         region = unpack_single_region(message.payload)
         if len(self.table) >= MAX_REGIONS:
             raise RegionError(f"more than {MAX_REGIONS} memory regions")
-        self._map([*self.table, region], [*self.table_fds, message.fds[0]])
-        message.fds.clear()
+        self._map([*self.table, region], [*self.table_fds, message.fds[0]], message)
 
     def _rem_mem_reg(self, message: Message) -> None:
         region = unpack_single_region(message.payload)
         for i, known in enumerate(self.table):
             # The offset in the file is no part of what identifies a region (VHOST_USER_REM_MEM_REG).
             if known[:3] == region[:3]:
-                self._map(self.table[:i] + self.table[i + 1 :], self.table_fds[:i] + self.table_fds[i + 1 :])
+                self._map(self.table[:i] + self.table[i + 1 :], self.table_fds[:i] + self.table_fds[i + 1 :], message)
                 return
         raise RegionError(f"no memory region at {region.guest_addr:#x} to take away")
 
-    def _map(self, table: list[MemoryRegion], fds: list[int]) -> None:
+    def _map(self, table: list[MemoryRegion], fds: list[int], message: Message) -> None:
         """Map memory anew and keep ``fds``; rings that run go on (a driver may add memory at any time)."""
         mem = SharedMemory.map(table, fds) if table else None
         old = self.mem
         close_fds([fd for fd in self.table_fds if fd not in fds])
-        self.table, self.table_fds, self.mem = table, list(fds), mem
+        self.table, self.table_fds, self.mem = table, fds, mem
+        # Now, not when all is done: a ring that cannot go on raises, and the descriptors are kept all the same.
+        message.fds[:] = [fd for fd in message.fds if fd not in fds]
         for index in range(len(self.vrings)):
             self._pause(index)
         if old is not None:
@@ -325,12 +329,12 @@ class Session:
         self._forget_kick(vring)
         # Somebody else may read it first: this end must not wait then. (The flag is the driver's too, which only
         # writes; the other descriptors, which it reads, are left as they are.)
-        os.set_blocking(fd, False)
         try:
+            os.set_blocking(fd, False)
             self.backend.watch(fd, lambda: self._kicked(index))
-        except VhostUserError:
+        except (OSError, VhostUserError) as error:
             os.close(fd)
-            raise
+            raise MessageFdError(f"queue {index}: its notification cannot be waited for ({error})") from None
         vring.kick_fd = fd
         self._run_if_complete(index)
 

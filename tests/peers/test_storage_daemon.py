@@ -91,10 +91,10 @@ def random_requests(daemon: Daemon, driver: BlkDriver, count: int, rng: random.R
 @pytest.mark.parametrize("features", MIXES, ids=name)
 def test_random_reads_and_writes_are_what_the_disk_holds(daemon: Daemon, features: int, size: int) -> None:
     rng = random.Random(f"{features} {size}")
-    # 500 requests wrap a ring of 128 several times.
+    # 1000 requests wrap every ring but the largest several times.
     for segments in (1, 2):
         with daemon.driver(features, size, min(size, 32), segments) as driver:
-            random_requests(daemon, driver, 250, rng, bool(features & INDIRECT))
+            random_requests(daemon, driver, 500, rng, bool(features & INDIRECT))
             driver.flush()
             assert driver.get_id() == "vhost_user_blk"
     image = daemon.socket.with_name("disk.raw")

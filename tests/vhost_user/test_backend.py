@@ -448,3 +448,25 @@ def test_descriptors_are_closed_whatever_happens(path: Path, mem: SharedMemory) 
             once()
         with Frontend.connect(path):
             assert descriptors() == before
+
+
+def test_memory_that_was_taken_stays_though_a_ring_cannot_go_on_in_it(path: Path, mem: SharedMemory) -> None:
+    """Found by test_hostile_driver: the descriptors were closed twice, and the second time they were another's."""
+    with serving(QueueDevice(upper), path) as (_, reports):
+        raw = Raw(path, mem)
+        raw.tell(R.SET_PROTOCOL_FEATURES, m.pack_u64(PROTOCOL_FEATURES))
+        raw.features()
+        steps = raw.steps()
+        for step in steps.values():
+            step()
+        raw.tell(R.SET_VRING_NUM, m.VringState(0, 7).pack())
+        raw.tell(R.SET_MEM_TABLE, m.pack_memory_table(mem.table), tuple(mem.fds), m.NEED_REPLY)
+        assert m.unpack_u64(raw.channel.receive().payload) == 1
+        others = [os.open("/dev/null", os.O_RDONLY) for _ in range(4)]
+        raw.close()
+        with Frontend.connect(path):
+            pass
+        for fd in others:
+            os.close(fd)
+    assert len(reports) == 1
+    assert reports[0].startswith("SET_MEM_TABLE refused: queue size 7")
