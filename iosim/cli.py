@@ -371,6 +371,26 @@ def settings(model: str) -> None:
     _print(settings_table(registry.find(model)))
 
 
+@cli.command()
+@click.argument("device", metavar="vhost-user-blk|vhost-user-net")
+@click.option("--socket", required=True, metavar="PATH", help="The socket to make; QEMU connects there.")
+@click.option("--disk", metavar="FILE", help="blk: the file that is the disk.")
+@click.option("--size", metavar="SIZE", help="blk: a disk in memory instead, as 64M (the default).")
+@click.option("--read-only", is_flag=True, help="blk: the guest may not write.")
+@click.option("--serial", default="iosim", metavar="NAME", help="blk: what the guest reads as serial number.")
+@click.option("--queues", type=int, default=1, metavar="N", help="Request queues, or pairs of queues.")
+@click.option("--queue-size", type=int, metavar="N", help="Descriptors, in the command line that is printed.")
+@click.option("--event-idx/--no-event-idx", default=True, help="Offer VIRTIO_F_EVENT_IDX (default).")
+@click.option("--indirect/--no-indirect", default=True, help="Offer VIRTIO_F_INDIRECT_DESC (default).")
+@click.option("--packed/--split", default=False, help="Offer VIRTIO_F_RING_PACKED (default: split virtqueues).")
+@click.option("--once", is_flag=True, help="End when the first guest has gone; otherwise Ctrl-C ends it.")
+def serve(device: str, size: str | None, queue_size: int | None, once: bool, **options: Any) -> None:
+    """A device for somebody's QEMU over vhost-user, its rings shown live."""
+    from iosim.serve.command import serve as run_serve
+
+    run_serve(device, size=size, queue_size=queue_size, once=once, **options)
+
+
 # -- helpers ----------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ ROOMS = [
     ["workers"],
     ["parallel", "qemu"],
     ["compare"],
+    ["serve"],
     ["sweep_values", "sweep_workers", "sweep"],
     ["plot", "plot_sweep", "show", "show_ring", "listing"],
     ["cli", "__main__", "__init__"],
