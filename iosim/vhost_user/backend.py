@@ -388,7 +388,9 @@ class Session:
     def _stop(self, index: int) -> None:
         self._pause(index)
         if all(other.queue is None for other in self.vrings):
+            # All rings stopped is all there is of a reset here; after it a broken device works again (2.1.2).
             self.started = False
+            self.broken = False
 
     def _run_if_complete(self, index: int) -> None:
         vring = self.vrings[index]
@@ -442,9 +444,9 @@ class Session:
             self._break(index, error)
 
     def _break(self, index: int, error: Exception) -> None:
-        """Serve no queue any more until the driver comes anew; say why, here and to the driver."""
+        """Serve no queue any more until the driver has stopped all; say why, here and to the driver."""
         self.broken = True
-        self.backend.report(f"queue {index}: {error}; the device is broken until the driver connects again")
+        self.backend.report(f"queue {index}: {error}; the device is broken until the driver resets it")
         self._signal(self.vrings[index].err_fd)
 
     def interrupt(self, indexes: list[int]) -> None:

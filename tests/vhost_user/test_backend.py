@@ -257,6 +257,20 @@ def test_memory_can_be_added_while_rings_run(path: Path, mem: SharedMemory) -> N
     assert reports[0].startswith("queue 0: a descriptor points outside guest memory")
 
 
+def test_2_1_2_a_broken_device_works_again_after_a_reset(path: Path, mem: SharedMemory) -> None:
+    """On the same connection, as when the guest of a QEMU reboots."""
+    with serving(BlkDevice(MemoryDisk(4096)), path) as (_, reports), Frontend.connect(path) as frontend:
+        frontend.negotiate(0)
+        frontend.share(mem)
+        queue = frontend.add_queue(0, 8)
+        mem.u16[(queue.driver.q.avail >> 1) + 1] = 1000
+        queue.notify()
+        wait_for(lambda: reports)
+        frontend.stop_queue(0)
+        assert BlkDriver(frontend, frontend.add_queue(0, 8), 1, 512).get_id() == "iosim"
+    assert len(reports) == 1
+
+
 def test_a_hostile_ring_breaks_the_device_and_nothing_else(path: Path, mem: SharedMemory) -> None:
     with serving(QueueDevice(upper), path) as (_, reports):
         raw = Raw(path, mem)
@@ -276,7 +290,7 @@ def test_a_hostile_ring_breaks_the_device_and_nothing_else(path: Path, mem: Shar
         raw.sync()
         assert len(reports) == 1
         assert reports[0].startswith("queue 0: ")
-        assert reports[0].endswith("; the device is broken until the driver connects again")
+        assert reports[0].endswith("; the device is broken until the driver resets it")
         assert "\n" not in reports[0]
         raw.close()
         again = Raw(path, mem)
