@@ -175,7 +175,7 @@ class CompiledEngine:
         core, table = self.core, self.table
         kinds = tuple(dict.fromkeys(signature for signature in signatures if signature is not None))
         module = Module(layout, core, table, _intrinsics(layout, core, table, check))
-        key = (tuple(layout.structure()), tuple(module.single.items()), kinds, check)
+        key = (tuple(layout.structure()), kinds, check)
         with _lock:
             if key not in _translations:
                 processes = {signature: module.process(signature[0], list(signature[1])) for signature in kinds}
