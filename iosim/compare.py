@@ -202,9 +202,9 @@ def specify_all(
 ) -> list[Specification]:
     """Return the specifications of paths that are to be compared, all under the same settings.
 
-    A ``device.`` setting goes to the models that have it; one that no model has is an error.
+    A ``device.`` or ``guest.`` setting goes to the models that have it; one that no model has is an error.
     """
-    devices = {key: value for key, value in settings.items() if key.startswith("device.")}
+    devices = {key: value for key, value in settings.items() if key.startswith(("device.", "guest."))}
     common = {key: value for key, value in settings.items() if key not in devices}
     known = [set(valid_keys(registry.find(a.model))) for a in asked]
     for key in devices:

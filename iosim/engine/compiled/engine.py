@@ -29,7 +29,7 @@ MARGIN: Final = 2048
 """Requests that may be created between two looks at the room left: more than are made at one instant."""
 FOREVER: Final = (1 << 63) - 1
 """A time that never comes."""
-GROWING: Final = {("Window", "order"): 0, ("Client", "connection"): 0}
+GROWING: Final = {("Window", "order"): 0, ("Flows", "connection"): 0}
 """Lists that a request is appended to, by class and attribute."""
 HEAP: Final = ("heap_time", "heap_sequence", "heap_what")
 
