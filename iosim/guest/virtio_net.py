@@ -121,6 +121,7 @@ class VirtioNet:
         napi: The first of its two NAPI instances, and of its two vectors.
         scheduled: NAPI_STATE_SCHED of the two NAPI instances.
         stopped: The transmit queue is stopped for want of descriptors.
+        turn: Which of the senders is woken first when it opens.
         handler_done: When the handler of each vector returned last (ps).
 
     Raises:
@@ -129,7 +130,8 @@ class VirtioNet:
 
     __slots__ = (
         "backend", "frame", "handler_done", "machine", "milestones", "napi", "rx", "rx_device", "rx_free", "rx_item",
-        "scheduled", "senders", "sockets", "softnet", "stopped", "tx", "tx_device", "tx_free", "tx_item", "vcpu",
+        "scheduled", "senders", "sockets", "softnet", "stopped", "turn", "tx", "tx_device", "tx_free", "tx_item",
+        "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -176,6 +178,7 @@ class VirtioNet:
         self.tx_free = [allocate(machine.memory, TX_BUFFER, 64) for _ in range(tx_size)]
         self.scheduled = [False, False]
         self.stopped = False
+        self.turn = 0
         self.handler_done = [0, 0]
         softnet.pairs.append(self)
         self.vcpu.handler(instance("skb_recv_done", number), skb_recv_done(self))
@@ -242,13 +245,15 @@ def free_old_xmit(d: VirtioNet) -> Generator[Effect, None, None]:
 
 
 def wake_tx_queue(d: VirtioNet) -> Generator[Effect, None, None]:
-    """Open a stopped queue when there is room for the longest packet."""
+    """Open a stopped queue when there is room for the longest packet; its senders come first in turn."""
     if d.stopped and d.tx.num_free >= 2 + MAX_SKB_FRAGS:
         d.stopped = False
         i = 0
         while i < len(d.senders):
-            yield notify(d.senders[i].tx_wake)
+            yield notify(d.senders[d.turn].tx_wake)
+            d.turn = (d.turn + 1) % len(d.senders)
             i += 1
+        d.turn = (d.turn + 1) % len(d.senders)
 
 
 # -- interrupts and NAPI ----------------------------------------------------------------------------------------

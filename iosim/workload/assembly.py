@@ -94,6 +94,7 @@ class NetworkRoom:
             tap_limit=max(1, int(p["tap_queue"].value)),
             queues=pairs,
         )
+        self.machine.parts["network"] = self.network
         self.sockets = [
             Socket(self.machine, self.milestones, self.vcpus[i % pairs % vcpus], workload.size, workload.depth, i)
             for i in range(workload.flows)
