@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import iosim
 from iosim.host.flows import flow_hash, reciprocal_scale
 from iosim.host.hosts import load
+from iosim.show import comparison_html
 from iosim.specification import specify
 
 HOST = load("composite")
@@ -232,3 +234,21 @@ def test_compared_with_a_model_that_has_one_pair() -> None:
     """A ``guest.`` setting goes to the models that have it."""
     found = iosim.compare("e1000", "vhost-net", requests=50, settings={"guest.vcpus": 2, "device.queues": 2})
     assert found.results[1].specification.vcpus == 2
+    assert "the paths play different numbers of flows (e1000 1, vhost-net 2), so not the same load" in found.warnings
+    same = iosim.compare("virtio-net", "vhost-net", requests=50, settings={"device.queues": 2})
+    assert same.warnings == []
+    assert "rr, 1 B, depth 1, 2 flows" in comparison_html(same)
+
+
+def test_command_lines_with_different_numbers_of_pairs(tmp_path: Path) -> None:
+    for name, pairs in (("one", ""), ("four", ",queues=4")):
+        line = f"kvm -enable-kvm -smp 4 -netdev tap,id=n,vhost=on{pairs} -device virtio-net-pci,netdev=n,mq=on\n"
+        (tmp_path / f"{name}.sh").write_text(line)
+    files = [str(tmp_path / "one.sh"), str(tmp_path / "four.sh")]
+    found = iosim.compare(*files, requests=50)
+    assert [r.specification.workload.flows for r in found.results] == [1, 4]
+    assert "different numbers of flows (one 1, four 4)" in found.warnings[0]
+    assert "workload.flows=4 gives each the same load" in found.warnings[0]
+    alike = iosim.compare(*files, requests=50, settings={"workload.flows": 4})
+    assert [len(r.threads) for r in alike.results] == [3, 9]
+    assert alike.warnings == []
