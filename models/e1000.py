@@ -106,9 +106,9 @@ def tap_send(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
     m = e.machine
     net = e.network
     packets = 0
-    more = net.polled
+    more = e.tap.polled
     while more:
-        row = tap_read(net)
+        row = tap_read(e.tap)
         if row >= 0:
             mark(m.table, row, e.milestones.rx_seen, m.clock.now)
         m.counters.n[count.SYS_READ] += 1
@@ -123,10 +123,10 @@ def tap_send(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
             else:
                 # e1000_can_receive says no: the packet waits in the net queue, the tap is polled no more.
                 e.held = row
-                net.polled = False
+                e.tap.polled = False
             packets += 1
-        more = row >= 0 and packets < TAP_BURST and net.polled
-    if net.tap.count > 0 and net.polled:
+        more = row >= 0 and packets < TAP_BURST and e.tap.polled
+    if e.tap.frames.count > 0 and e.tap.polled:
         yield from queue_work(q.work, TAP)
 
 
@@ -135,8 +135,8 @@ def build(host: Host, workload: Workload, settings: E1000Settings) -> Machine:
     buffers = settings.tx_descriptors + settings.rx_descriptors
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers)
     loop = MainLoop(room.machine, items=2)
-    room.network.reader = loop.work
-    room.network.reader_item = TAP
+    room.network.tap[0].reader = loop.work
+    room.network.tap[0].reader_item = TAP
     device = E1000(
         room.machine,
         room.vcpu,

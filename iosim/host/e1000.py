@@ -89,7 +89,7 @@ class E1000:
     __slots__ = (
         "coalesced", "held", "hub", "icr", "ims", "itr", "machine", "main_loop", "milestones", "mit_ide",
         "mit_irq_level", "mit_timer_on", "mitigation", "network", "notify_item", "rdh", "rdt", "rx_ring", "rx_size",
-        "tdh", "tdt", "trace", "tracing", "tx_ring", "tx_size", "value", "vcpu",
+        "tap", "tdh", "tdt", "trace", "tracing", "tx_ring", "tx_size", "value", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +110,7 @@ class E1000:
         self.vcpu = vcpu
         self.main_loop = main_loop
         self.network = network
+        self.tap = network.tap[0]
         self.milestones = milestones
         self.notify_item = notify_item
         self.mitigation = mitigation
@@ -227,7 +228,7 @@ def start_xmit(e: E1000) -> Generator[Effect, None, None]:
         m.counters.n[count.SYS_WRITEV] += 1
         yield spend(SYS_WRITE)
         yield from copy_hot(e.network)
-        yield from tap_transmit(e.network, row)
+        yield from tap_transmit(e.network, e.tap, row)
         mark(m.table, row, e.milestones.processed, m.clock.now)
         e.mit_ide = True
         m.memory.u32[(at >> 2) + 3] |= DD
@@ -319,6 +320,6 @@ def flush_queued_packets(e: E1000) -> Generator[Effect, None, None]:
     row = e.held
     e.held = -1
     yield from receive(e, row)
-    e.network.polled = True
-    if e.network.tap.count > 0:
-        yield from notify_event(e.main_loop, e.network.reader_item)
+    e.tap.polled = True
+    if e.tap.frames.count > 0:
+        yield from notify_event(e.main_loop, e.tap.reader_item)

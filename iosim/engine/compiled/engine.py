@@ -30,7 +30,7 @@ MARGIN: Final = 2048
 """Requests that may be created between two looks at the room left: more than are made at one instant."""
 FOREVER: Final = (1 << 63) - 1
 """A time that never comes."""
-GROWING: Final = {("Window", "order"): 0, ("Client", "connection"): 0}
+GROWING: Final = {("Window", "order"): 0, ("Flows", "connection"): 0}
 """Lists that a request is appended to, by class and attribute."""
 HEAP: Final = ("heap_time", "heap_sequence", "heap_what")
 
@@ -176,7 +176,7 @@ class CompiledEngine:
         core, table = self.core, self.table
         kinds = tuple(dict.fromkeys(signature for signature in signatures if signature is not None))
         module = Module(layout, core, table, _intrinsics(layout, core, table, check))
-        key = (tuple(layout.structure()), tuple(module.single.items()), kinds, check)
+        key = (tuple(layout.structure()), kinds, check)
         with _lock:
             if key not in _translations:
                 processes = {signature: module.process(signature[0], list(signature[1])) for signature in kinds}

@@ -75,6 +75,10 @@ def names_of(obj: Any) -> list[str]:
     return [*found, *getattr(obj, "__dict__", {})]
 
 
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _plain(obj: Any) -> bool:
     """Whether an object is state: of a Python class that is not a container, a function or text."""
     module = type(obj).__module__
@@ -104,8 +108,14 @@ class Layout:
         self._seen: set[int] = set()
         for root in roots:
             self._discover(root)
-        for obj in self.found:
+        self.single = self._single()
+        # Objects that are the only one of their class stand first, in an order of their own: code that knows their
+        # places is the same however many there are of the others (queue pairs, vCPUs).
+        for obj in sorted(self.single.values(), key=lambda obj: _name(type(obj))):
             self._place(obj)
+        for obj in self.found:
+            if type(obj) not in self.single:
+                self._place(obj)
         for obj in self.found:
             self._fill(obj)
 
@@ -157,6 +167,13 @@ class Layout:
             return Obj(type(value))
         return None
 
+    def _single(self) -> dict[type, Any]:
+        """Classes of which there is one object, with the object."""
+        count: dict[type, list[Any]] = {}
+        for obj in self.found:
+            count.setdefault(type(obj), []).append(obj)
+        return {cls: objects[0] for cls, objects in count.items() if len(objects) == 1}
+
     # -- where it is --------------------------------------------------------------------------------------------
 
     def _place(self, obj: Any) -> None:
@@ -202,8 +219,8 @@ class Layout:
 
     def structure(self) -> Iterator[str]:
         """Describe every class, for the key of the cache: the same text means the same translation."""
-        for cls, slots in self.slots.items():
-            yield f"{cls.__module__}.{cls.__qualname__}"
+        for cls, slots in sorted(self.slots.items(), key=lambda item: _name(item[0])):
+            yield _name(cls) + (f" at {self.address(self.single[cls])}" if cls in self.single else "")
             for name, (slot, kind) in slots.items():
                 yield f" {slot} {name} {kind}"
 
