@@ -191,39 +191,42 @@ def test_shared_memory_has_a_real_fence(monkeypatch: pytest.MonkeyPatch) -> None
 ROUNDS = 4000
 SECONDS = 3
 #: Bytes that both write before each round, so that their stores have to queue.
-CONTENDED = 2048
+CONTENDED = 4096
 
 
 def rounds(mem: SharedMemory, mine: int, fenced: bool) -> int:
     """Take all turns of the litmus test on one of the two processes."""
-    other = 1 - mine
     u8, u64 = mem.u8, mem.u64
-    ready, done, stored, read, last = (64 * i for i in range(1, 6))
+    # Each number has cache lines of its own. All places are worked out before: between store and load nothing but the
+    # fence may stand, since what takes longer than the store waits hides what is to be seen.
+    my_turn, other_turn = 64 + 16 * mine, 64 + 16 * (1 - mine)
+    my_end, other_end = 128 + 16 * mine, 128 + 16 * (1 - mine)
+    my_store, other_store = 192 + 16 * mine, 192 + 16 * (1 - mine)
+    my_load, last = 256 + 16 * mine, 320
     noise = bytes(CONTENDED)
     found = 0
     until = time.monotonic() + SECONDS
     turn = 0
     while u64[last] == 0:
         turn += 1
-        u64[ready + 8 * mine] = turn
-        while u64[ready + 8 * other] < turn:
+        u64[my_turn] = turn
+        while u64[other_turn] < turn:
             pass
         u8[8192 : 8192 + CONTENDED] = noise
-        # Nothing but the fence may stand between these two: even a call takes longer than the store waits.
         if fenced:
-            u64[stored + 8 * mine] = turn
+            u64[my_store] = turn
             mem.fence()
-            u64[read + 8 * mine] = u64[stored + 8 * other]
+            u64[my_load] = u64[other_store]
         else:
-            u64[stored + 8 * mine] = turn
-            u64[read + 8 * mine] = u64[stored + 8 * other]
+            u64[my_store] = turn
+            u64[my_load] = u64[other_store]
         if mine == 0 and (turn == ROUNDS or time.monotonic() > until):
             u64[last] = turn
         mem.fence()
-        u64[done + 8 * mine] = turn
-        while u64[done + 8 * other] < turn:
+        u64[my_end] = turn
+        while u64[other_end] < turn:
             pass
-        if u64[read] < turn and u64[read + 8] < turn:
+        if u64[256] < turn and u64[272] < turn:
             found += 1
         mem.fence()
     return found
