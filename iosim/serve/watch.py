@@ -151,9 +151,14 @@ class WatchedDevice:
 
         self.device.set_queue(index, WatchedSide(queue, self.counts[index], popped, pushed))
 
-    def handle_queue(self, index: int) -> list[int]:
+    @property
+    def unfinished(self) -> set[int]:
+        """Queues that are to be served once more."""
+        return self.device.unfinished
+
+    def handle_queue(self, index: int, budget: int | None = None) -> list[int]:
         """Serve a queue."""
-        return self.device.handle_queue(index)
+        return self.device.handle_queue(index, budget)
 
     def read_config(self, offset: int, length: int) -> bytes:
         """Read the configuration space."""

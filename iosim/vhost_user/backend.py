@@ -64,6 +64,8 @@ PROTOCOL_FEATURES: Final = (
 #: What a back end may ask of a front end: look at the configuration space again.
 BACKEND_CONFIG_CHANGE_MSG: Final = 2
 _EVENT: Final = (1).to_bytes(8, "little")
+#: Elements of one queue after which the others, and the driver's messages, get their turn.
+BUDGET: Final = 256
 
 
 class Device(Protocol):
@@ -90,7 +92,11 @@ class Device(Protocol):
     def set_queue(self, index: int, queue: DeviceSide | None) -> None:
         """Take a queue that runs, or give one up with None."""
 
-    def handle_queue(self, index: int) -> list[int]:
+    @property
+    def unfinished(self) -> set[int]:
+        """Queues that `handle_queue` left before they were empty, its budget being spent."""
+
+    def handle_queue(self, index: int, budget: int | None = None) -> list[int]:
         """Do what is in a queue; return the queues whose driver is to be interrupted, as the rings say."""
 
     def read_config(self, offset: int, length: int) -> bytes:
@@ -436,7 +442,7 @@ class Session:
         if self.vrings[index].queue is None or self.broken:
             return
         try:
-            self.interrupt(self.device.handle_queue(index))
+            self.interrupt(self.device.handle_queue(index, BUDGET))
             error: Exception | None = self.device.error
         except IosimError as raised:
             error = raised
@@ -448,6 +454,11 @@ class Session:
         self.broken = True
         self.backend.report(f"queue {index}: {error}; the device is broken until the driver resets it")
         self._signal(self.vrings[index].err_fd)
+
+    def go_on(self) -> None:
+        """Serve the queues whose budget was spent once more."""
+        for index in sorted(self.device.unfinished):
+            self._serve(index)
 
     def interrupt(self, indexes: list[int]) -> None:
         """Send the used buffer notifications of these queues."""
@@ -571,12 +582,15 @@ class Backend:
 
     def poll(self, timeout: float | None = None) -> bool:
         """Wait for something to happen and do it; False if nothing did within ``timeout`` seconds."""
-        events = self._selector.select(timeout)
+        unfinished = self.session is not None and bool(self.session.device.unfinished)
+        events = self._selector.select(0 if unfinished else timeout)
         for key, _ in events:
             # What was done for one may have ended another's connection.
             if self._selector.get_map().get(key.fd) is key:
                 key.data()
-        return bool(events)
+        if self.session is not None and self.session.device.unfinished:
+            self.session.go_on()
+        return bool(events) or unfinished
 
     def interrupt(self, indexes: list[int]) -> None:
         """Send the used buffer notifications of these queues, if a driver is there.

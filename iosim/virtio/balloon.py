@@ -22,7 +22,7 @@ from typing import ClassVar, Final
 from iosim.errors import IosimError
 from iosim.ring.virtqueue import DeviceSide, Element
 from iosim.virtio import features as f
-from iosim.virtio.device import RING_FEATURES, VirtioDevice, serve
+from iosim.virtio.device import RING_FEATURES, VirtioDevice
 from iosim.virtio.errors import FormatError, RequestError
 from iosim.virtio.ids import VIRTIO_ID_BALLOON
 from iosim.virtio.transport import Driver
@@ -171,8 +171,8 @@ class BalloonDevice(VirtioDevice):
     def _handle(self, index: int, queue: DeviceSide, budget: int | None) -> None:
         if index == STATSQ:
             self._take_report(queue)
-        elif serve(queue, lambda element: self._move(index, element), budget):
-            self._used.add(index)
+        else:
+            self._serve(index, queue, lambda element: self._move(index, element), budget)
 
     def _move(self, index: int, element: Element) -> int:
         """Take pages from the guest, or give them back (QEMU ``virtio_balloon_handle_output``)."""

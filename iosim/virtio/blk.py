@@ -310,12 +310,12 @@ class BlkDevice(VirtioDevice):
         header = BlkHdr.unpack(element.read(0, _HDR.size))
         # Wherever descriptors end, the status is the last byte that the device may write.
         room = element.in_size - 1
-        status, written = self._serve(header, element, room)
+        status, written = self._execute(header, element, room)
         element.write(bytes([status]), room)
         # 2.7.8.2: so many bytes are written from the first on, without a gap.
         return room + 1 if written == room else written
 
-    def _serve(self, header: BlkHdr, element: Element, room: int) -> tuple[int, int]:
+    def _execute(self, header: BlkHdr, element: Element, room: int) -> tuple[int, int]:
         """Do one request; return its status and the bytes of data written."""
         kind = header.type & ~VIRTIO_BLK_T_BARRIER
         if kind == VIRTIO_BLK_T_IN:

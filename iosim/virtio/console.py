@@ -21,7 +21,7 @@ from iosim.errors import IosimError
 from iosim.ring.errors import RingError
 from iosim.ring.virtqueue import DeviceSide, Element
 from iosim.virtio import features as f
-from iosim.virtio.device import RING_FEATURES, VirtioDevice, serve
+from iosim.virtio.device import RING_FEATURES, VirtioDevice
 from iosim.virtio.errors import FormatError, RequestError
 from iosim.virtio.ids import VIRTIO_ID_CONSOLE
 
@@ -160,7 +160,7 @@ class ConsoleDevice(VirtioDevice):
             self._send_messages()
             return
         if self.multiport and index == CONTROL_TRANSMITQ:
-            done = serve(queue, self._answer_control, budget)
+            self._serve(index, queue, self._answer_control, budget)
         else:
             port = index // 2 if index < 2 else index // 2 - 1
             if not self.multiport and port:
@@ -168,9 +168,7 @@ class ConsoleDevice(VirtioDevice):
             if index % 2 == 0:
                 self._give(port)
                 return
-            done = serve(queue, lambda element: self._answer_output(port, element), budget)
-        if done:
-            self._used.add(index)
+            self._serve(index, queue, lambda element: self._answer_output(port, element), budget)
 
     def _answer_output(self, port: int, element: Element) -> int:
         for offset in range(0, element.out_size, _PIECE):

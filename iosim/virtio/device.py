@@ -77,6 +77,7 @@ class VirtioDevice:
         status: The device status.
         config_generation: Changes when the configuration space does (2.5.1).
         on_config_change: Called when the driver is to get a configuration change notification.
+        unfinished: Queues that `handle_queue` left before they were empty, its budget being spent: call it again.
         error: What the driver did that stopped the device, or else what it did last that was refused; or None.
 
     Raises:
@@ -98,6 +99,7 @@ class VirtioDevice:
         self.config_generation = 0
         self.on_config_change: Callable[[], None] = lambda: None
         self.error: VirtioError | RingError | None = None
+        self.unfinished: set[int] = set()
         self._used: set[int] = set()
         self._depth = 0
 
@@ -185,6 +187,7 @@ class VirtioDevice:
         self._queue_changed(index)
         if queue is None:
             self.queues.pop(index, None)
+            self.unfinished.discard(index)
         else:
             self.queues[index] = queue
 
@@ -205,6 +208,7 @@ class VirtioDevice:
         if queue is None or not self.status.running:
             return []
         self._depth += 1
+        self.unfinished.discard(index)
         try:
             self._handle(index, queue, budget)
         except (RingError, RequestError) as error:
@@ -258,14 +262,23 @@ class VirtioDevice:
 
     def _handle(self, index: int, queue: DeviceSide, budget: int | None) -> None:
         """Process a queue that was notified; by default, answer every element."""
-        if serve(queue, lambda element: self._answer(index, element), budget):
-            self._used.add(index)
+        self._serve(index, queue, lambda element: self._answer(index, element), budget)
 
     def _answer(self, index: int, element: Element) -> int:
         """Do what one element asks for and return the number of bytes written into it."""
         raise NotImplementedError
 
     # For subclasses.
+
+    def _serve(
+        self, index: int, queue: DeviceSide, answer: Callable[[Element], int], budget: int | None
+    ) -> None:
+        """Answer what there is in a queue (`serve`), and note what `handle_queue` has to know of it."""
+        done = serve(queue, answer, budget)
+        if done:
+            self._used.add(index)
+        if done == budget:
+            self.unfinished.add(index)
 
     def _push(self, index: int, element: Element, length: int) -> None:
         """Give an element back, outside `serve`."""

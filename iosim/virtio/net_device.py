@@ -34,7 +34,7 @@ from iosim.ring.errors import RingError
 from iosim.ring.virtqueue import DeviceSide, Element
 from iosim.virtio import features as f
 from iosim.virtio import net
-from iosim.virtio.device import RING_FEATURES, VirtioDevice, serve
+from iosim.virtio.device import RING_FEATURES, VirtioDevice
 from iosim.virtio.errors import FormatError, RequestError
 from iosim.virtio.features import feature_set, has_feature
 from iosim.virtio.ids import VIRTIO_ID_NET
@@ -211,8 +211,7 @@ class NetDevice(VirtioDevice):
             return
         else:
             answer = self._answer_tx
-        if serve(queue, lambda element: answer(index, element), budget):
-            self._used.add(index)
+        self._serve(index, queue, lambda element: answer(index, element), budget)
 
     # Transmit, 5.1.6.2.
 

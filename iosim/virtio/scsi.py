@@ -25,7 +25,7 @@ from iosim.errors import IosimError
 from iosim.ring.errors import RingError
 from iosim.ring.virtqueue import DeviceSide, Element
 from iosim.virtio import features as f
-from iosim.virtio.device import RING_FEATURES, VirtioDevice, serve
+from iosim.virtio.device import RING_FEATURES, VirtioDevice
 from iosim.virtio.disk import SECTOR_SIZE
 from iosim.virtio.errors import FormatError, RequestError
 from iosim.virtio.ids import VIRTIO_ID_SCSI
@@ -270,8 +270,7 @@ class ScsiDevice(VirtioDevice):
                 self._event(VIRTIO_SCSI_T_NO_EVENT, bytes(8), 0)
             return
         answer = self._answer_control if index == CONTROLQ else self._answer_command
-        if serve(queue, lambda element: answer(index, element), budget):
-            self._used.add(index)
+        self._serve(index, queue, lambda element: answer(index, element), budget)
 
     # Commands, 5.6.6.1.
 

@@ -57,7 +57,9 @@ class QueueDevice:
         else:
             self.queues[index] = queue
 
-    def handle_queue(self, index: int) -> list[int]:
+    unfinished: set[int] = set()  # noqa: RUF012 - it never has any
+
+    def handle_queue(self, index: int, budget: int | None = None) -> list[int]:
         queue = self.queues[index]
         try:
             while True:

@@ -24,7 +24,7 @@ from iosim.vhost_user.channel import Channel
 from iosim.vhost_user.errors import DisconnectedError, HungError, RefusedError, VhostUserError
 from iosim.vhost_user.frontend import Frontend
 from iosim.vhost_user.memory import SharedMemory
-from iosim.virtio.blk import BlkDevice
+from iosim.virtio.blk import VIRTIO_BLK_T_IN, BlkDevice
 from iosim.virtio.disk import MemoryDisk
 from iosim.virtio.features import (
     VIRTIO_F_IN_ORDER,
@@ -77,6 +77,38 @@ def test_a_disk_of_our_own(path: Path, features: int) -> None:
             assert frontend.stop_queue(i) == vring_base(drivers[i].queue.driver.q)
     assert disk.data == model
     assert disk.flushes > 0
+    assert reports == []
+
+
+def test_a_driver_that_never_stops_does_not_keep_the_others_out(path: Path) -> None:
+    """Its queue gets its turn again and again; the other queue and the messages get theirs."""
+    stop = False
+
+    class Endless(MemoryDisk):
+        """The next request is there before this one is done, as with a driver on a faster processor."""
+
+        def read(self, offset: int, length: int) -> bytes:
+            if offset == 0 and not stop:
+                while endless.collect() is not None:
+                    pass
+                endless.submit(VIRTIO_BLK_T_IN, 0, read=512)
+            return super().read(offset, length)
+
+    with (
+        serving(BlkDevice(Endless(4096), "", 2, ring_features=RING_FEATURES), path) as (backend, reports),
+        SharedMemory.create(1 << 20) as mem,
+        Frontend.connect(path) as frontend,
+    ):
+        frontend.negotiate(EVENT_IDX)
+        frontend.share(mem)
+        endless, other = (BlkDriver(frontend, frontend.add_queue(i, 16), 4, 512) for i in range(2))
+        endless.submit(VIRTIO_BLK_T_IN, 0, read=512)
+        endless.queue.notify()
+        wait_for(lambda: backend.device.unfinished)
+        assert other.read(1, 512) == bytes(512)
+        assert other.capacity() == 4096
+        stop = True
+        wait_for(lambda: not backend.device.unfinished)
     assert reports == []
 
 
