@@ -21,13 +21,18 @@ from typing import ClassVar, Final
 from iosim.ring.errors import RingError
 from iosim.ring.virtqueue import DeviceSide, Element
 from iosim.virtio.errors import NegotiationError, RequestError, StatusError, VirtioError
-from iosim.virtio.features import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, has_feature
+from iosim.virtio.features import (
+    VIRTIO_F_VERSION_1,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    has_feature,
+)
 from iosim.virtio.ids import DEVICE_NAMES
 from iosim.virtio.negotiation import check_accepted, check_offered
 from iosim.virtio.status import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, DeviceStatus
 
 #: What a device offers of the rings' features unless its transport says otherwise.
-RING_FEATURES: Final = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX
+RING_FEATURES: Final = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
 
 
 def serve(queue: DeviceSide, answer: Callable[[Element], int], budget: int | None = None) -> int:

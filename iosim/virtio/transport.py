@@ -26,7 +26,13 @@ from iosim.ring.memory import GuestMemory, allocate, read_bytes, write_bytes
 from iosim.ring.virtqueue import Buffer, DriverSide, new_virtqueue
 from iosim.virtio.device import VirtioDevice
 from iosim.virtio.errors import NegotiationError, VirtioError
-from iosim.virtio.features import VIRTIO_RING_F_EVENT_IDX, has_feature
+from iosim.virtio.features import (
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    has_feature,
+)
 from iosim.virtio.negotiation import acceptable
 from iosim.virtio.status import ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK
 
@@ -100,9 +106,15 @@ class Driver:
         if not status & FEATURES_OK:
             device.write_status(status | FAILED)
             raise NegotiationError(f"the device did not keep FEATURES_OK: {device.error}")
-        event_idx = has_feature(self.features, VIRTIO_RING_F_EVENT_IDX)
         for index in range(device.num_queues):
-            self.queues[index], side = new_virtqueue(mem, queue_size, event_idx)
+            self.queues[index], side = new_virtqueue(
+                mem,
+                queue_size,
+                has_feature(self.features, VIRTIO_RING_F_EVENT_IDX),
+                indirect=has_feature(self.features, VIRTIO_RING_F_INDIRECT_DESC),
+                packed=has_feature(self.features, VIRTIO_F_RING_PACKED),
+                in_order=has_feature(self.features, VIRTIO_F_IN_ORDER),
+            )
             device.set_queue(index, side)
         device.write_status(status | DRIVER_OK)
 

@@ -44,7 +44,7 @@ def attack(device: VirtioDevice, sequence: Sequence[tuple[int, Chain]]) -> Drive
     No exception but the named ones; nothing written outside the writable buffers and the used rings; every chain
     is answered, kept, or has stopped the device with a named error.
     """
-    mem = GuestMemory(1 << 17)
+    mem = GuestMemory(1 << 19)
     driver = Driver(device, mem, queue_size=64, arena=64)
     for index, chain in sequence:
         base = allocate(mem, len(chain.out) + chain.in_size, 1)
@@ -75,6 +75,7 @@ def check_untouched(driver: Driver, before: bytes, in_sg: Sequence[Buffer]) -> N
         # Descriptor table and available ring are the driver's, the used ring the device's: from the first to the last.
         start = queue.q.desc
         allowed.append(Buffer(start, queue.q.used + 6 + 8 * queue.q.size - start))
+        allowed.append(Buffer(queue.q.tables, 16 * queue.q.table_size * queue.q.size))
     for addr, length in allowed:
         after[addr : addr + length] = before[addr : addr + length]
     assert bytes(after) == before, "a device wrote where it may not"

@@ -68,7 +68,7 @@ def test_5_2_4_the_configuration_space() -> None:
 
 def test_5_2_3_what_is_offered() -> None:
     common = {"SEG_MAX", "BLK_SIZE", "FLUSH", "TOPOLOGY", "CONFIG_WCE"}
-    ring = {"VIRTIO_RING_F_EVENT_IDX", "VIRTIO_F_VERSION_1"}
+    ring = {"VIRTIO_RING_F_INDIRECT_DESC", "VIRTIO_RING_F_EVENT_IDX", "VIRTIO_F_VERSION_1"}
     for device, more in (
         (BlkDevice(MemoryDisk(512)), {"DISCARD", "WRITE_ZEROES"}),
         (BlkDevice(MemoryDisk(512, read_only=True)), {"RO"}),
