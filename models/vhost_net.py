@@ -30,7 +30,7 @@ from iosim.host.work import WorkQueue, queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
-from iosim.ring.split import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
+from iosim.ring.queue import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
 from iosim.settings import VirtioQueues, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom

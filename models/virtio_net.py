@@ -31,7 +31,7 @@ from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
-from iosim.ring.split import DeviceQueue, empty, pop, push, set_notification, should_notify
+from iosim.ring.queue import DeviceQueue, empty, pop, push, set_notification, should_notify
 from iosim.settings import Flag, VirtioQueues, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom

@@ -29,7 +29,7 @@ from iosim.host.work import WorkQueue
 from iosim.requests import mark, mark_past
 from iosim.ring.errors import raise_for
 from iosim.ring.memory import allocate
-from iosim.ring.split import (
+from iosim.ring.queue import (
     DeviceQueue,
     DriverQueue,
     add,
@@ -41,7 +41,7 @@ from iosim.ring.split import (
     kick_prepare,
     new_queue,
     poll,
-    used_beyond,
+    poll_delayed,
     vring_interrupt,
 )
 from iosim.virtio.net import NET_HDR_LEN
@@ -191,7 +191,7 @@ def clean_tx(d: VirtioNet) -> Generator[Effect, None, None]:
         bufs = delayed_bufs(d.tx)
         arm_used_event(d.tx, bufs)
         yield spend(REARM_WINDOW)
-        again = used_beyond(d.tx, bufs)
+        again = poll_delayed(d.tx, bufs)
 
 
 def free_old_xmit(d: VirtioNet) -> Generator[Effect, None, None]:

@@ -56,6 +56,23 @@ USED_ID_NOT_HEAD: Final = -16
 #: Driver: the used index ran further ahead than there are chains in flight.
 USED_IDX_JUMPED: Final = -17
 
+#: Device: INDIRECT together with NEXT (2.7.5.3.1; packed 2.8.19; QEMU does not look).
+INDIRECT_WITH_NEXT: Final = -18
+#: Device: an indirect descriptor inside an indirect table (2.7.5.3.1).
+NESTED_INDIRECT: Final = -19
+#: Device: an indirect table whose length is 0 or no multiple of 16 (refused as QEMU does; 2.7.5.3).
+BAD_TABLE_LENGTH: Final = -20
+#: Device: a chain in an indirect table longer than the queue and than QEMU's VIRTQUEUE_MAX_SIZE of 1024.
+TABLE_TOO_LONG: Final = -21
+#: Either side, packed: AVAIL and USED flags that cannot be at this place in this lap (2.8.1, 2.8.6).
+WRAP_MISMATCH: Final = -22
+#: Device, packed: a buffer id made available while it is in flight.
+ID_IN_FLIGHT: Final = -23
+#: Device: a chain given back that was not taken (the device's own mistake).
+NOT_IN_FLIGHT: Final = -24
+#: Device or driver: a chain given back out of order although IN_ORDER was negotiated (2.7.9, 2.8.8).
+NOT_IN_ORDER: Final = -25
+
 _NAMES: Final[dict[int, str]] = {
     code: name for name, code in list(globals().items()) if name.isupper() and isinstance(code, int)
 }
@@ -82,7 +99,7 @@ class ByteOrderError(RingError):
 
 
 class SizeError(RingError, ValueError):
-    """A queue size that is not a power of two from 1 to 32768 (2.7)."""
+    """A queue size that is none: split, a power of two from 1 to 32768 (2.7); packed, 1 to 32768 (2.8)."""
 
 
 class NoSpaceError(RingError):
@@ -137,6 +154,42 @@ class IndirectError(RingError):
     """`INDIRECT_UNSUPPORTED`."""
 
 
+class IndirectNextError(RingError):
+    """`INDIRECT_WITH_NEXT`."""
+
+
+class NestedIndirectError(RingError):
+    """`NESTED_INDIRECT`."""
+
+
+class TableLengthError(RingError):
+    """`BAD_TABLE_LENGTH`."""
+
+
+class TableSizeError(RingError):
+    """`TABLE_TOO_LONG`."""
+
+
+class WrapCounterError(RingError):
+    """`WRAP_MISMATCH`."""
+
+
+class BufferIdError(RingError):
+    """`ID_IN_FLIGHT`."""
+
+
+class NotInFlightError(RingError):
+    """`NOT_IN_FLIGHT`."""
+
+
+class NotInOrderError(RingError):
+    """`NOT_IN_ORDER`."""
+
+
+class VringBaseError(RingError):
+    """Where a queue is to begin (vhost-user's SET_VRING_BASE) makes no sense for this queue."""
+
+
 class UsedIdRangeError(RingError):
     """`USED_ID_OUT_OF_RANGE`."""
 
@@ -168,6 +221,32 @@ _ERRORS: Final[dict[int, tuple[type[RingError], str]]] = {
     ADDRESS_OUT_OF_RANGE: (BufferAddressError, "a descriptor points outside guest memory"),
     AVAIL_IDX_JUMPED: (AvailIndexError, "the available index is further ahead than the queue has entries"),
     INUSE_EXCEEDED: (InuseError, "more chains are available than the queue can have in use"),
+    INDIRECT_WITH_NEXT: (
+        IndirectNextError,
+        "an indirect descriptor in a list of descriptors; INDIRECT and NEXT exclude each other (2.7.5.3.1, 2.8.19)",
+    ),
+    NESTED_INDIRECT: (
+        NestedIndirectError,
+        "an indirect descriptor inside an indirect table (2.7.5.3.1)",
+    ),
+    BAD_TABLE_LENGTH: (
+        TableLengthError,
+        "an indirect table's length is no positive multiple of 16 (2.7.5.3)",
+    ),
+    TABLE_TOO_LONG: (
+        TableSizeError,
+        "an indirect table's chain is longer than 1024 descriptors and than the queue (2.7.5.3.1, as QEMU does)",
+    ),
+    WRAP_MISMATCH: (
+        WrapCounterError,
+        "a descriptor's AVAIL and USED flags do not fit the wrap counter at its place in the ring (2.8.1, 2.8.6)",
+    ),
+    ID_IN_FLIGHT: (BufferIdError, "a buffer id is made available that is in flight already (2.8)"),
+    NOT_IN_FLIGHT: (NotInFlightError, "a chain is given back that the device has not taken"),
+    NOT_IN_ORDER: (
+        NotInOrderError,
+        "chains are given back out of order on a queue with VIRTIO_F_IN_ORDER (2.7.9, 2.8.8)",
+    ),
     INDIRECT_UNSUPPORTED: (
         IndirectError,
         "an indirect descriptor on a queue without VIRTIO_F_INDIRECT_DESC",

@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from iosim.ring import split
+from iosim.ring import queue as rings
 from iosim.ring.errors import BAD_TOKEN, CHAIN_TOO_LONG, EMPTY, EMPTY_CHAIN, NO_SPACE
 from iosim.ring.memory import GuestMemory, read_bytes
-from iosim.ring.split import add, new_queue, pop, push
+from iosim.ring.queue import add, new_queue, pop, push
 
 Segments = list[tuple[int, int]]
 
@@ -62,12 +62,12 @@ class QueueMachine(RuleBasedStateMachine):
             length = data.draw(st.integers(1, 5000))
             segments.append((data.draw(st.integers(0, self.mem.size - length)), length))
             self.driver.seg_addr[k], self.driver.seg_len[k] = segments[-1]
-        before = (split.state(self.driver), read_bytes(self.mem, 0, 4096))
+        before = (rings.state(self.driver), read_bytes(self.mem, 0, 4096))
         head = add(self.driver, out_num, in_num, self.token)
         if total == 0 or total > self.size or total > self.driver.num_free + (total if head >= 0 else 0):
             expected = EMPTY_CHAIN if total == 0 else CHAIN_TOO_LONG if total > self.size else NO_SPACE
             assert head == expected
-            assert before == (split.state(self.driver), read_bytes(self.mem, 0, 4096))
+            assert before == (rings.state(self.driver), read_bytes(self.mem, 0, 4096))
             return
         assert 0 <= head < self.size
         assert head not in [entry[0] for entry in self.inflight] + [entry[3] for entry in self.available]
@@ -81,13 +81,13 @@ class QueueMachine(RuleBasedStateMachine):
         event = self.mem.u16[(self.driver.used + 4 + 8 * self.size) >> 1]
         flag = self.mem.u16[self.driver.used >> 1] & 1
         due = event in self.unkicked if self.event_idx else not flag
-        assert split.kick_prepare(self.driver) == due
+        assert rings.kick_prepare(self.driver) == due
         assert self.driver.num_added == 0
         self.unkicked = []
 
     @rule()
     def get_used(self) -> None:
-        token = split.get_used(self.driver)
+        token = rings.get_used(self.driver)
         if not self.done:
             assert token == EMPTY
             return
@@ -99,37 +99,37 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def disable_cb(self) -> None:
-        split.disable_cb(self.driver)
+        rings.disable_cb(self.driver)
         self.callbacks = False
 
     @rule()
     def vring_interrupt(self) -> None:
-        assert split.vring_interrupt(self.driver) == bool(self.done)
+        assert rings.vring_interrupt(self.driver) == bool(self.done)
 
     @rule()
     def enable_cb(self) -> None:
-        assert split.enable_cb(self.driver) == (not self.done)
+        assert rings.enable_cb(self.driver) == (not self.done)
         self.callbacks = True
 
     @rule()
     def enable_cb_in_two_steps(self) -> None:
-        opaque = split.enable_cb_prepare(self.driver)
-        assert split.poll(self.driver, opaque) == bool(self.done)
+        opaque = rings.enable_cb_prepare(self.driver)
+        assert rings.poll(self.driver, opaque) == bool(self.done)
         self.callbacks = True
 
     @rule()
     def enable_cb_delayed(self) -> None:
         outstanding = len(self.available) + len(self.inflight) + len(self.done)
-        bufs = split.delayed_bufs(self.driver)
+        bufs = rings.delayed_bufs(self.driver)
         assert bufs == outstanding * 3 // 4
-        assert split.enable_cb_delayed(self.driver) == (len(self.done) <= bufs)
+        assert rings.enable_cb_delayed(self.driver) == (len(self.done) <= bufs)
         assert self.mem.u16[(self.driver.avail >> 1) + 2 + self.size] == (self.taken + bufs) & 0xFFFF
         self.callbacks = True
 
     @rule(bufs=st.integers(0, 9))
     def arm_used_event(self, bufs: int) -> None:
-        split.arm_used_event(self.driver, bufs)
-        assert split.used_beyond(self.driver, bufs) == (len(self.done) > bufs)
+        rings.arm_used_event(self.driver, bufs)
+        assert rings.used_beyond(self.driver, bufs) == (len(self.done) > bufs)
         self.callbacks = True
 
     # -- the device
@@ -161,10 +161,10 @@ class QueueMachine(RuleBasedStateMachine):
             if count == 1:
                 push(self.device, head, length)
             else:
-                split.fill(self.device, head, length, k)
+                rings.fill(self.device, head, length, k)
         if count > 1:
-            assert split.more_used(self.driver) == bool(self.done), "fill alone publishes nothing"
-            split.flush(self.device, count)
+            assert rings.more_used(self.driver) == bool(self.done), "fill alone publishes nothing"
+            rings.flush(self.device, count)
         self.done.extend(entries)
         for _ in entries:
             if self.unsignalled is not None:
@@ -180,19 +180,19 @@ class QueueMachine(RuleBasedStateMachine):
             due = self.unsignalled is None or event in self.unsignalled
         else:
             due = not flag
-        assert split.should_notify(self.device) == due
+        assert rings.should_notify(self.device) == due
         self.unsignalled = []
 
     @rule(enable=st.booleans())
     def set_notification(self, enable: bool) -> None:
-        split.set_notification(self.device, enable)
+        rings.set_notification(self.device, enable)
         self.notification = enable
         if enable and self.event_idx:
             assert self.mem.u16[(self.driver.used + 4 + 8 * self.size) >> 1] == self.added
 
     @rule(ahead=st.integers(0, 5))
     def arm_avail_event(self, ahead: int) -> None:
-        split.arm_avail_event(self.device, self.device.last_avail_idx + ahead)
+        rings.arm_avail_event(self.device, self.device.last_avail_idx + ahead)
         self.notification = True
 
     # -- always
@@ -215,7 +215,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(set(free)) == len(free), "the free list meets itself"
         heads = {entry[3] for entry in self.available} | {entry[0] for entry in self.inflight}
         assert not heads & set(free)
-        assert split.more_used(self.driver) == bool(self.done)
+        assert rings.more_used(self.driver) == bool(self.done)
         assert self.device.inuse == len(self.inflight)
         assert self.driver.avail_idx_shadow == self.added
         assert self.device.used_idx == self.used
@@ -223,8 +223,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        assert split.avail_in_ring(self.device) == len(self.available)
-        assert split.empty(self.device) == (not self.available)
+        assert rings.avail_in_ring(self.device) == len(self.available)
+        assert rings.empty(self.device) == (not self.available)
 
 
 QueueMachine.TestCase.settings = settings(
@@ -241,11 +241,11 @@ def test_2_7_13_3_indexes_wrap_at_65536_and_everything_goes_on(event_idx: bool) 
     driver.seg_addr[:], driver.seg_len[:] = [256, 512, 768, 1024], [1, 2, 3, 4]
     for token in range(66000):
         assert add(driver, 1, token % 3, token) >= 0
-        assert split.kick_prepare(driver)
+        assert rings.kick_prepare(driver)
         head = pop(device)
         push(device, head, token % 1000)
-        assert split.should_notify(device)
-        assert split.get_used(driver) == token
+        assert rings.should_notify(device)
+        assert rings.get_used(driver) == token
         assert driver.used_len == token % 1000
     assert driver.last_used_idx == device.used_idx == device.last_avail_idx == 66000 - 65536
     assert driver.num_free == 4
@@ -253,11 +253,11 @@ def test_2_7_13_3_indexes_wrap_at_65536_and_everything_goes_on(event_idx: bool) 
 
 def test_add_refuses_without_side_effects() -> None:
     driver, _ = new_queue(GuestMemory(4096), 2, event_idx=True)
-    before = split.state(driver)
+    before = rings.state(driver)
     assert add(driver, 0, 0, 1) == EMPTY_CHAIN
     assert add(driver, 2, 1, 1) == CHAIN_TOO_LONG
     assert add(driver, 1, 0, -1) == BAD_TOKEN
-    assert split.state(driver) == before
+    assert rings.state(driver) == before
 
 
 def test_2_7_8_a_batch_is_published_at_once_and_in_order() -> None:
@@ -268,12 +268,12 @@ def test_2_7_8_a_batch_is_published_at_once_and_in_order() -> None:
         add(driver, 1, 0, token)
     heads = [pop(device) for _ in range(4)]
     for k, head in enumerate(reversed(heads)):
-        split.fill(device, head, 10 + k, k)
-    assert split.get_used(driver) == EMPTY
-    split.flush(device, 4)
+        rings.fill(device, head, 10 + k, k)
+    assert rings.get_used(driver) == EMPTY
+    rings.flush(device, 4)
     assert (device.used_idx, device.inuse) == (2, 0)
-    taken = [(split.get_used(driver), driver.used_len) for _ in range(4)]
-    assert not split.more_used(driver)
+    taken = [(rings.get_used(driver), driver.used_len) for _ in range(4)]
+    assert not rings.more_used(driver)
     assert taken == [(3, 10), (2, 11), (1, 12), (0, 13)]
 
 
@@ -281,10 +281,10 @@ def test_linux_waits_for_three_quarters_of_what_is_in_flight() -> None:
     """``virtqueue_enable_cb_delayed``, with the indexes across the wrap."""
     driver, _ = new_queue(GuestMemory(4096), 8, event_idx=True, start=65533)
     driver.seg_addr[0], driver.seg_len[0] = 256, 1
-    bufs = [split.delayed_bufs(driver)]
+    bufs = [rings.delayed_bufs(driver)]
     for token in range(8):
         add(driver, 1, 0, token)
-        bufs.append(split.delayed_bufs(driver))
+        bufs.append(rings.delayed_bufs(driver))
     assert bufs == [0, 0, 1, 2, 3, 3, 4, 5, 6]
 
 
@@ -295,20 +295,20 @@ def test_2_7_13_4_65536_chains_without_a_look_still_kick() -> None:
     for _ in range(65536):
         add(driver, 1, 0, 0)
         push(device, pop(device), 0)
-        split.get_used(driver)
-    split.arm_avail_event(device, 100)
-    assert split.kick_prepare(driver)
+        rings.get_used(driver)
+    rings.arm_avail_event(device, 100)
+    assert rings.kick_prepare(driver)
 
 
 def test_2_7_10_a_threshold_lets_the_driver_collect() -> None:
     """`avail_event` three ahead: the fourth chain kicks, the others do not."""
     driver, device = new_queue(GuestMemory(4096), 8, event_idx=True, start=65534)
     driver.seg_addr[0], driver.seg_len[0] = 256, 1
-    split.arm_avail_event(device, 65534 + 3)
+    rings.arm_avail_event(device, 65534 + 3)
     kicks = []
     for token in range(8):
         add(driver, 1, 0, token)
-        kicks.append(split.kick_prepare(driver))
+        kicks.append(rings.kick_prepare(driver))
     assert kicks == [False, False, False, True, False, False, False, False]
 
 
@@ -318,12 +318,12 @@ def test_2_7_7_a_threshold_lets_the_device_collect() -> None:
     driver.seg_addr[0], driver.seg_len[0] = 256, 1
     for token in range(6):
         add(driver, 1, 0, token)
-    split.should_notify(device)
-    split.arm_used_event(driver, 2)
+    rings.should_notify(device)
+    rings.arm_used_event(driver, 2)
     interrupts = []
     for _ in range(6):
         push(device, pop(device), 0)
-        interrupts.append(split.should_notify(device))
+        interrupts.append(rings.should_notify(device))
     assert interrupts == [False, False, True, False, False, False]
 
 
@@ -336,27 +336,27 @@ def test_2_7_7_disable_cb_under_event_idx_is_only_a_hint(triggered: bool) -> Non
     def one() -> bool:
         add(driver, 1, 0, 0)
         push(device, pop(device), 0)
-        notified = split.should_notify(device)
-        assert split.get_used(driver) == 0
+        notified = rings.should_notify(device)
+        assert rings.get_used(driver) == 0
         return notified
 
     for _ in range(3):
         assert one()
     add(driver, 1, 0, 0)
     push(device, pop(device), 0)
-    assert split.should_notify(device)
+    assert rings.should_notify(device)
     if triggered:
-        assert split.vring_interrupt(driver)
-    split.disable_cb(driver)
+        assert rings.vring_interrupt(driver)
+    rings.disable_cb(driver)
     parked = 3 if triggered else 0
     assert driver.mem.u16[(driver.avail >> 1) + 2 + driver.size] == parked
-    split.get_used(driver)
+    rings.get_used(driver)
     interrupts = [one() for _ in range(2 * 65536)]
     came = [4 + n for n, notified in enumerate(interrupts) if notified]
     assert came == [65536 + parked, 2 * 65536 + parked]
 
 
-@pytest.mark.parametrize("enable", [split.enable_cb, split.enable_cb_prepare, split.enable_cb_delayed])
+@pytest.mark.parametrize("enable", [rings.enable_cb, rings.enable_cb_prepare, rings.enable_cb_delayed])
 def test_an_interrupt_counts_only_until_callbacks_are_enabled_again(enable) -> None:
     """Linux's `event_triggered`: after it `disable_cb` writes nothing, after re-arming it writes 0 again."""
     driver, device = new_queue(GuestMemory(4096), 4, event_idx=True, start=100)
@@ -364,15 +364,15 @@ def test_an_interrupt_counts_only_until_callbacks_are_enabled_again(enable) -> N
     used_event = (driver.avail >> 1) + 2 + driver.size
     add(driver, 1, 0, 0)
     push(device, pop(device), 0)
-    assert split.vring_interrupt(driver)
-    split.disable_cb(driver)
+    assert rings.vring_interrupt(driver)
+    rings.disable_cb(driver)
     assert driver.mem.u16[used_event] == 100, "none is due, so nothing is written"
-    split.get_used(driver)
+    rings.get_used(driver)
     assert driver.mem.u16[used_event] == 100, "get_used does not arm while callbacks are disabled"
-    assert not split.vring_interrupt(driver), "spurious: nothing to take"
+    assert not rings.vring_interrupt(driver), "spurious: nothing to take"
     enable(driver)
     assert driver.mem.u16[used_event] == 101
-    split.disable_cb(driver)
+    rings.disable_cb(driver)
     assert driver.mem.u16[used_event] == 0
 
 
@@ -380,13 +380,13 @@ def test_signalled_used_is_given_up_after_32768_entries_without_a_look() -> None
     """QEMU's ``virtqueue_split_flush``; the next look then notifies whatever the event index says."""
     driver, device = new_queue(GuestMemory(4096), 1, event_idx=True)
     driver.seg_addr[0], driver.seg_len[0] = 256, 1
-    split.should_notify(device)
-    split.disable_cb(driver)
+    rings.should_notify(device)
+    rings.disable_cb(driver)
     for count in range(32768):
         assert device.signalled_used_valid, count
         add(driver, 1, 0, 0)
         push(device, pop(device), 0)
-        split.get_used(driver)
+        rings.get_used(driver)
     assert not device.signalled_used_valid
-    split.arm_used_event(driver, 100)
-    assert split.should_notify(device)
+    rings.arm_used_event(driver, 100)
+    assert rings.should_notify(device)

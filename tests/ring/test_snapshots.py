@@ -15,7 +15,7 @@ import pytest
 from iosim.ring.errors import EMPTY, INDIRECT_UNSUPPORTED
 from iosim.ring.layout import split_layout
 from iosim.ring.memory import GuestMemory, read_bytes, write_bytes
-from iosim.ring.split import (
+from iosim.ring.queue import (
     DeviceQueue,
     DriverQueue,
     add,
@@ -142,6 +142,7 @@ def test_2_7_8_the_driver_takes_the_recorded_used_entries(
     count = min(used_idx, 3)
     driver.last_used_idx = used_idx - count
     driver.num_free = 0
+    driver.added = num
     for index in range(used_idx - count, used_idx):
         head, length = ring[index % num]
         driver.desc_state[head] = 77

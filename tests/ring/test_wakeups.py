@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from two_processors import Processor, Side, all_schedules
 
-from iosim.ring import split, split_device, split_driver
+from iosim.ring import packed_device, packed_driver, split_device, split_driver
+from iosim.ring import queue as rings
 from iosim.ring.memory import GuestMemory
 
 STARTS = [0, 65534]
@@ -23,8 +24,8 @@ STARTS = [0, 65534]
 
 @pytest.fixture(autouse=True)
 def _real_fences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split_driver, "fence", two_processors.fence)
-    monkeypatch.setattr(split_device, "fence", two_processors.fence)
+    for module in (split_driver, split_device, packed_driver, packed_device):
+        monkeypatch.setattr(module, "fence", two_processors.fence)
 
 
 class World:
@@ -36,7 +37,7 @@ class World:
     def __init__(self, size: int, event_idx: bool, start: int, busy: bool = False) -> None:
         self.busy = busy
         mem = GuestMemory(1 << 14)
-        self.driver, self.device = split.new_queue(mem, size, event_idx, start)
+        self.driver, self.device = rings.new_queue(mem, size, event_idx, start)
         self.guest, self.host = Processor(mem), Processor(mem)
         self.driver.mem, self.device.mem = self.guest, self.host  # type: ignore[assignment]
         self.driver.seg_addr[0], self.driver.seg_len[0] = 0x3000, 64
@@ -76,10 +77,10 @@ def play(world: World, driver: Side, device: Side, choices: Iterator[int]) -> li
 
 def sending_driver(world: World, chains: int, batch: int) -> Side:
     for token in range(chains):
-        assert split.add(world.driver, 1, 0, token) >= 0
+        assert rings.add(world.driver, 1, 0, token) >= 0
         yield
         if token % batch == batch - 1 or token == chains - 1:
-            if split.kick_prepare(world.driver):
+            if rings.kick_prepare(world.driver):
                 world.kick = True
                 world.kicks += 1
             yield
@@ -89,25 +90,25 @@ def consuming_device(world: World, taken: list[int], vhost: bool) -> Side:
     """Take all there is, re-arm, look again, sleep: QEMU's order; or vhost's, armed at what it last read."""
     device = world.device
     while True:
-        head = split.pop(device)
+        head = rings.pop(device)
         yield
         while head >= 0:
             taken.append(device.elem_addr[0])
             world.handle(world.host)
-            split.push(device, head, 0)
-            head = split.pop(device)
+            rings.push(device, head, 0)
+            head = rings.pop(device)
             yield
         assert head == -1
         if vhost:
-            split.arm_avail_event(device, device.shadow_avail_idx)
+            rings.arm_avail_event(device, device.shadow_avail_idx)
         else:
-            split.set_notification(device, True)
+            rings.set_notification(device, True)
         yield
-        if split.empty(device):
+        if rings.empty(device):
             world.device_sleeps = True
             yield
             world.device_sleeps = world.kick = False
-        split.set_notification(device, False)
+        rings.set_notification(device, False)
 
 
 def no_kick_lost(event_idx: bool, start: int, vhost: bool, busy: bool, chains: int, batch: int) -> int:
@@ -145,10 +146,10 @@ def test_2_7_13_4_1_without_a_fence_a_kick_is_lost(
 
 def using_device(world: World, heads: list[int], batch: int) -> Side:
     for k, head in enumerate(heads):
-        split.push(world.device, head, 0)
+        rings.push(world.device, head, 0)
         yield
         if k % batch == batch - 1 or k == len(heads) - 1:
-            if split.should_notify(world.device):
+            if rings.should_notify(world.device):
                 world.irq = True
                 world.irqs += 1
             yield
@@ -161,31 +162,31 @@ def receiving_driver(world: World, taken: list[int], delayed: bool, napi: bool) 
         world.driver_sleeps = True
         yield
         world.driver_sleeps = world.irq = False
-        split.vring_interrupt(driver)
+        rings.vring_interrupt(driver)
         if napi:
-            split.disable_cb(driver)
+            rings.disable_cb(driver)
             yield
         again = True
         while again:
-            token = split.get_used(driver)
+            token = rings.get_used(driver)
             while token >= 0:
                 taken.append(token)
                 world.handle(world.guest)
                 yield
-                token = split.get_used(driver)
+                token = rings.get_used(driver)
             yield
             assert token == -1
             if delayed:
-                bufs = split.delayed_bufs(driver)
-                split.arm_used_event(driver, bufs)
+                bufs = rings.delayed_bufs(driver)
+                rings.arm_used_event(driver, bufs)
                 yield
-                again = split.used_beyond(driver, bufs)
+                again = rings.used_beyond(driver, bufs)
             else:
-                opaque = split.enable_cb_prepare(driver)
+                opaque = rings.enable_cb_prepare(driver)
                 yield
-                again = split.poll(driver, opaque)
+                again = rings.poll(driver, opaque)
             if again and napi:
-                split.disable_cb(driver)
+                rings.disable_cb(driver)
                 yield
 
 
@@ -195,10 +196,10 @@ def no_interrupt_lost(
     def run(choices: Iterator[int]) -> list[int]:
         world = World(4, event_idx, start, busy)
         for token in range(chains):
-            split.add(world.driver, 0, 1, token)
-        split.enable_cb(world.driver)
+            rings.add(world.driver, 0, 1, token)
+        rings.enable_cb(world.driver)
         world.drain()
-        heads = [split.pop(world.device) for _ in range(chains)]
+        heads = [rings.pop(world.device) for _ in range(chains)]
         taken: list[int] = []
         driver = receiving_driver(world, taken, delayed, napi)
         alternatives = play(world, driver, using_device(world, heads, batch), choices)
@@ -324,7 +325,7 @@ def trace(queue: Any, call: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         size = mem.size
         u16, u32, u64 = Spy(mem.u16, 2), Spy(mem.u32, 4), Spy(mem.u64, 8)
 
-    for module in (split_driver, split_device):
+    for module in (split_driver, split_device, packed_driver, packed_device):
         monkeypatch.setattr(module, "fence", lambda mem: seen.append("fence"))
     queue.mem = Spied()
     try:
@@ -337,24 +338,24 @@ def trace(queue: Any, call: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_2_7_13_fences_stand_where_the_specification_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """2.7.13 steps 4 to 7, 2.7.13.3.1, 2.7.13.4.1, 2.7.8.2, 2.7.14: the order of every access."""
     mem = GuestMemory(1 << 14)
-    d, q = split.new_queue(mem, 4, event_idx=True)
+    d, q = rings.new_queue(mem, 4, event_idx=True)
     d.seg_addr[0], d.seg_len[0] = 0x3000, 64
-    order = trace(d, lambda: split.add(d, 1, 0, 0), monkeypatch)
+    order = trace(d, lambda: rings.add(d, 1, 0, 0), monkeypatch)
     assert order == ["write desc"] * 3 + ["write avail.ring", "fence", "write avail.idx"]
-    assert trace(d, lambda: split.kick_prepare(d), monkeypatch) == ["fence", "read avail_event"]
-    order = trace(q, lambda: split.pop(q), monkeypatch)
+    assert trace(d, lambda: rings.kick_prepare(d), monkeypatch) == ["fence", "read avail_event"]
+    order = trace(q, lambda: rings.pop(q), monkeypatch)
     assert order == ["read avail.idx", "fence", "read avail.ring"] + ["read desc"] * 3 + ["write avail_event"]
-    order = trace(q, lambda: split.push(q, 0, 0), monkeypatch)
+    order = trace(q, lambda: rings.push(q, 0, 0), monkeypatch)
     assert order == ["write used.ring"] * 2 + ["fence", "write used.idx"]
     # The first look always notifies and reads nothing.
-    assert trace(q, lambda: split.should_notify(q), monkeypatch) == ["fence"]
-    assert trace(q, lambda: split.should_notify(q), monkeypatch) == ["fence", "read used_event"]
-    order = trace(d, lambda: split.get_used(d), monkeypatch)
+    assert trace(q, lambda: rings.should_notify(q), monkeypatch) == ["fence"]
+    assert trace(q, lambda: rings.should_notify(q), monkeypatch) == ["fence", "read used_event"]
+    order = trace(d, lambda: rings.get_used(d), monkeypatch)
     assert order == ["read used.idx", "fence"] + ["read used.ring"] * 2 + ["write used_event", "fence"]
-    order = trace(d, lambda: split.enable_cb(d), monkeypatch)
+    order = trace(d, lambda: rings.enable_cb(d), monkeypatch)
     assert order == ["write used_event", "fence", "read used.idx"]
-    order = trace(d, lambda: split.enable_cb_delayed(d), monkeypatch)
+    order = trace(d, lambda: rings.enable_cb_delayed(d), monkeypatch)
     assert order == ["write used_event", "fence", "read used.idx"]
-    order = trace(q, lambda: split.set_notification(q, True), monkeypatch)
+    order = trace(q, lambda: rings.set_notification(q, True), monkeypatch)
     assert order == ["read avail.idx", "write avail_event", "fence"]
-    assert trace(q, lambda: split.arm_avail_event(q, 0), monkeypatch) == ["write avail_event", "fence"]
+    assert trace(q, lambda: rings.arm_avail_event(q, 0), monkeypatch) == ["write avail_event", "fence"]

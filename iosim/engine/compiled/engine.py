@@ -22,6 +22,7 @@ from iosim.engine.distributions import Constant
 from iosim.engine.draws import stream_key, table_for
 from iosim.engine.system import System
 from iosim.requests import NEVER, UNSET, RequestTable, crowded, grow
+from iosim.ring.memory import fence
 
 ROOM: Final = 1 << 14
 """Requests the lists have room for to begin with."""
@@ -358,7 +359,7 @@ def _intrinsics(layout: Layout, core: Core, table: RequestTable, check: Any) -> 
         return INT, code_
 
     def nothing(_e: Any, _arguments: Any) -> Any:
-        """grow: `run` has seen to it that there is room."""
+        """grow: `run` has seen to it that there is room. fence: one processor runs both sides of a ring."""
         return INT, "0"
 
     def resume(e: Any, arguments: Any) -> Any:
@@ -379,6 +380,7 @@ def _intrinsics(layout: Layout, core: Core, table: RequestTable, check: Any) -> 
     return {
         check: ring_error,
         grow: nothing,
+        fence: nothing,
         crowded: too_many,
         engine_core.resume: resume,
         engine_core.requests_nearly_full: nearly_full,
