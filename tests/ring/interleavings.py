@@ -73,13 +73,13 @@ class MixedWidthError(BaseException):
 class Node:
     """What one side does next; the local part of a state, told apart by identity."""
 
-    __slots__ = ("cell", "children", "key", "kind", "next", "responses", "value", "where")
+    __slots__ = ("children", "key", "kind", "next", "place", "responses", "value", "where")
 
-    def __init__(self, kind: int, where: str = "", cell: int = -1, value: Any = None) -> None:
+    def __init__(self, kind: int, where: str = "", place: int = -1, value: Any = None) -> None:
         self.kind = kind
         #: The ring function that does it.
         self.where = where
-        self.cell = cell
+        self.place = place
         self.value = value
         self.next: Node | None = None
         self.children: dict[int, Node] = {}
@@ -104,10 +104,8 @@ class Memory:
 
     def __init__(self, side: Side, size: int) -> None:
         self.side, self.size = side, size
+        self.regions, self.shared = [0, 0], False
         self.u8, self.u16, self.u32, self.u64 = (_View(side, width) for width in (1, 2, 4, 8))
-
-    def in_guest(self, addr: int, length: int) -> bool:
-        return 0 <= addr <= self.size - length
 
 
 def fence(mem: Any) -> None:
@@ -116,29 +114,61 @@ def fence(mem: Any) -> None:
         mem.side.note(FENCE)
 
 
-class Cells:
-    """The places in memory that are accessed, numbered as they are met, with their first values."""
+class Place(NamedTuple):
+    """What one access touches: some bits of a cell."""
 
-    def __init__(self, mem: GuestMemory, name: Callable[[int, int], str]) -> None:
+    addr: int
+    width: int
+    cell: int
+    shift: int
+    mask: int
+
+
+class Cells:
+    """The places in memory that are accessed, numbered as they are met.
+
+    A cell is what is loaded in one piece. The accesses of a place have one width; only of the cells in ``words``
+    parts may be stored (and loaded) by themselves.
+
+    Args:
+        mem: Memory with its first contents.
+        name: What a trace calls an address and a width.
+        words: Address and width of the cells that are accessed in parts, too.
+    """
+
+    def __init__(
+        self, mem: GuestMemory, name: Callable[[int, int], str], words: Iterable[tuple[int, int]] = ()
+    ) -> None:
         self.mem, self.name = mem, name
-        self.numbers: dict[tuple[int, int], int] = {}
-        self.places: list[tuple[int, int]] = []
+        self.places: list[Place] = []
+        #: By cell, its first value.
         self.initial: list[int] = []
-        self._owner: dict[int, tuple[int, int]] = {}
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._owner: dict[int, tuple[int, int, int]] = {}
+        self._words = set(words)
+        for addr, width in self._words:
+            self.number(addr, width)
 
     def number(self, addr: int, width: int) -> int:
-        place = (addr, width)
-        if place not in self.numbers:
-            for byte in range(addr, addr + width):
-                if self._owner.setdefault(byte, place) != place:
-                    raise MixedWidthError(f"{self.name(addr, width)} {place} and {self._owner[byte]}")
-            self.numbers[place] = len(self.places)
-            self.places.append(place)
+        """Return the number of a place."""
+        found = self._numbers.get((addr, width))
+        if found is not None:
+            return found
+        if addr not in self._owner:
+            owner = (addr, width, len(self.initial))
             self.initial.append(int.from_bytes(self.mem.buffer[addr : addr + width], "little"))
-        return self.numbers[place]
+            for byte in range(addr, addr + width):
+                if self._owner.setdefault(byte, owner) != owner:
+                    raise MixedWidthError(f"{self.name(addr, width)}: {width} bytes at {addr:#x}")
+        start, size, cell = self._owner[addr]
+        if addr + width > start + size or (width < size and (start, size) not in self._words):
+            raise MixedWidthError(f"{self.name(addr, width)}: {width} bytes at {addr:#x}")
+        number = self._numbers[addr, width] = len(self.places)
+        self.places.append(Place(addr, width, cell, 8 * (addr - start), (1 << 8 * width) - 1))
+        return number
 
-    def label(self, cell: int) -> str:
-        return self.name(*self.places[cell])
+    def label(self, place: int) -> str:
+        return self.name(*self.places[place][:2])
 
 
 class Program:
@@ -279,7 +309,11 @@ class Side:
 
 
 def _caller(depth: int) -> str:
-    return sys._getframe(depth).f_code.co_name
+    """Return the ring function that made an access; not the helpers of `iosim.ring.memory`."""
+    frame: Any = sys._getframe(depth)
+    while frame.f_code.co_name.startswith(("read_u", "write_u")):
+        frame = frame.f_back
+    return str(frame.f_code.co_name)
 
 
 # -- the product
@@ -351,8 +385,8 @@ class Checker:
                 if buffer and not self.machine.buffers:
                     break
                 if say:
-                    say(f"{side.name} {node.where}: store {self._is(node.cell, node.value)} (buffered)")
-                buffer = (*buffer, (node.cell, node.value))
+                    say(f"{side.name} {node.where}: store {self._is(node.place, node.value)} (buffered)")
+                buffer = (*buffer, (node.place, node.value))
                 node = side.advance(node)
             elif kind == FENCE:
                 if buffer:
@@ -362,10 +396,10 @@ class Checker:
                 stale = ()
                 node = side.advance(node)
             elif kind == LOAD:
-                for cell, value in reversed(buffer):
-                    if cell == node.cell:
+                for place, value in reversed(buffer):
+                    if place == node.place:
                         if say:
-                            say(f"{side.name} {node.where}: load {self._is(cell, value, '->')} (its own store)")
+                            say(f"{side.name} {node.where}: load {self._is(place, value, '->')} (its own store)")
                         node = side.answer(node, value)
                         break
                 else:
@@ -374,12 +408,16 @@ class Checker:
                 break
         return _Local(node, buffer, stale, notified, spurious)
 
-    def _is(self, cell: int, value: int, sign: str = "=") -> str:
-        number = str(value) if value < 0x10000 else f"{value:#x}"
-        return f"{self.cells.label(cell)} {sign} {number}"
+    def _is(self, place: int, value: int, sign: str = "=") -> str:
+        number = str(value) if value < 0x1000 else f"{value:#x}"
+        return f"{self.cells.label(place)} {sign} {number}"
 
     def _value(self, mem: tuple[int, ...], cell: int) -> int:
         return mem[cell] if cell < len(mem) else self.cells.initial[cell]
+
+    def _merged(self, word: int, number: int, value: int) -> int:
+        place = self.cells.places[number]
+        return word & ~(place.mask << place.shift) | value << place.shift
 
     def _choices(self, state: State) -> list[tuple[int, str, int]]:
         """Return (who, what, which) of everything that can happen next."""
@@ -393,10 +431,11 @@ class Checker:
                 found.append((who, "drain", 0))
                 continue
             if kind == LOAD:
-                old = next((values for cell, values in stale if cell == node.cell), ())
+                at = self.cells.places[node.place].cell
+                old = next((values for cell, values in stale if cell == at), ())
                 # The same value read earlier allows all that follows it read later, and more.
                 found += [(who, "load", k) for k, value in enumerate(old) if value not in old[:k]]
-                if not old or self._value(state[0], node.cell) not in old:
+                if not old or self._value(state[0], at) not in old:
                     found.append((who, "load", -1))
             elif (kind == NOTIFY and not (self.machine.kick_orders and buffer)) or (kind == SLEEP and notified):
                 found.append((who, "go", 0))
@@ -404,48 +443,59 @@ class Checker:
                 if not self.machine.weak:
                     found.append((who, "drain", 0))
                 else:
-                    seen = set()
-                    for k, (cell, _) in enumerate(buffer):
-                        if cell not in seen:
-                            seen.add(cell)
+                    # Overlapping stores keep their order.
+                    seen: dict[int, int] = {}
+                    for k, (number, _) in enumerate(buffer):
+                        place = self.cells.places[number]
+                        before, bits = seen.get(place.cell, 0), place.mask << place.shift
+                        if not before & bits:
                             found.append((who, "drain", k))
+                        seen[place.cell] = before | bits
         return found
 
     def _apply(self, state: State, choice: tuple[int, str, int], say: Callable[[str], None] | None = None) -> State:
         who, what, which = choice
         mem = state[0]
         mine, other = state[who + 1], state[2 - who]
-        node, buffer, stale, notified, spurious = mine
+        node, buffer, stale, _, spurious = mine
         side = self.sides[who]
         if what == "load":
-            cell = node.cell
-            value = self._value(mem, cell)
+            place = self.cells.places[node.place]
+            cell = place.cell
+            word = self._value(mem, cell)
+            note = ""
             if which >= 0:
-                old = dict(stale)[cell]
-                if say and old[which] != value:
-                    say(f"(memory has {self._is(cell, value)})")
-                value = old[which]
+                old = dict(stale)[cell][which]
+                if say and old != word:
+                    note = f" (old; memory has {word >> place.shift & place.mask:#x})"
+                word = old
                 stale = tuple((c, v[which:] if c == cell else v) for c, v in stale)
             elif stale:
                 stale = tuple(entry for entry in stale if entry[0] != cell)
+            for number, value in buffer:
+                # Its own waiting stores to other parts of the word.
+                word = self._merged(word, number, value) if self.cells.places[number].cell == cell else word
+            value = word >> place.shift & place.mask
             if say:
-                say(f"{side.name} {node.where}: load {self._is(cell, value, '->')}" + (" (old)" if which >= 0 else ""))
-            mine = _Local(side.answer(node, value), buffer, stale, notified, spurious)
+                say(f"{side.name} {node.where}: load {self._is(node.place, value, '->')}{note}")
+            mine = mine._replace(node=side.answer(node, value), stale=stale)
         elif what == "drain":
-            cell, value = buffer[which]
-            old_value = self._value(mem, cell)
+            number, value = buffer[which]
+            cell = self.cells.places[number].cell
+            old = self._value(mem, cell)
+            new = self._merged(old, number, value)
             if cell >= len(mem):
                 mem = (*mem, *self.cells.initial[len(mem) : cell + 1])
             if say:
-                say(f"{' ' * 12}memory: {self._is(cell, value)} (from the {side.name})")
-            mem = (*mem[:cell], value, *mem[cell + 1 :])
+                say(f"{' ' * 12}memory: {self._is(number, value)} (from the {side.name})")
+            mem = (*mem[:cell], new, *mem[cell + 1 :])
             if self.machine.weak:
                 stale = tuple(entry for entry in stale if entry[0] != cell)
-                if old_value != value:
+                if old != new:
                     known = dict(other.stale)
-                    known[cell] = (*known.get(cell, ()), old_value)
+                    known[cell] = (*known.get(cell, ()), old)
                     other = other._replace(stale=tuple(sorted(known.items())))
-            mine = _Local(node, buffer[:which] + buffer[which + 1 :], stale, notified, spurious)
+            mine = mine._replace(buffer=buffer[:which] + buffer[which + 1 :], stale=stale)
         elif what == "spurious":
             if say:
                 say(f"{side.name} is notified for nothing")
@@ -454,7 +504,7 @@ class Checker:
             if say:
                 say(f"{side.name} notifies")
             other = other._replace(notified=True)
-            mine = _Local(side.advance(node), buffer, stale, notified, spurious)
+            mine = mine._replace(node=side.advance(node))
         else:
             if say:
                 say(f"{side.name} is woken")

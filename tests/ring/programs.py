@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 from interleavings import Cells, Checker, Found, Machine, Program, fence
 
-from iosim.ring import split, split_device, split_driver
+from iosim.ring import device as device_functions
+from iosim.ring import driver as driver_functions
+from iosim.ring import packed_device, packed_driver, split_device, split_driver
 from iosim.ring.memory import GuestMemory
+from iosim.ring.queue import new_queue
 
 BUFFERS = 0x3000
 STRIDE = 64
@@ -27,6 +30,7 @@ class Case(NamedTuple):
 
     #: Descriptors of the queue.
     size: int = 2
+    packed: bool = False
     #: By request: how many buffers the device reads, and how many it writes.
     shapes: tuple[tuple[int, int], ...] = ((1, 0), (0, 1))
     event_idx: bool = True
@@ -34,8 +38,8 @@ class Case(NamedTuple):
     start: int = 0
     #: The driver asks whether to kick only after so many requests.
     batch: int = 1
-    #: How the driver re-arms: "enable_cb", "delayed", "prepare" (in two calls, as NAPI does), or "get_used":
-    #: it leaves that to `get_used`, whose last call is the second look (as virtio_balloon does).
+    #: How the driver re-arms: "enable_cb"; "delayed"; "beyond": delayed, counting what is used; "prepare": in two
+    #: calls, as NAPI does; "get_used": it leaves that to `get_used`, whose last call is the second look.
     arm: str = "enable_cb"
     #: The driver disables callbacks while it takes used buffers.
     disable: bool = True
@@ -44,6 +48,11 @@ class Case(NamedTuple):
     device: str = "qemu"
     #: The device gives back so many at once.
     flush: int = 1
+    #: All of a batch is published at once.
+    publish: bool = False
+    indirect: bool = False
+    #: The device gives chains back in order, and ``flush`` of them by one entry.
+    in_order: bool = False
     #: Buffers have contents.
     contents: bool = False
     #: So often each side is notified for nothing, at any time it sleeps.
@@ -89,7 +98,8 @@ class Driver(Program):
             queue.seg_addr[k] = addr
             if case.contents and k < out_num:
                 queue.mem.u32[addr >> 2] = 0x1000 + token
-        code = self._ops.add(queue, out_num, in_num, token)
+        add = self._ops.add_batched if case.publish else self._ops.add
+        code = add(queue, out_num, in_num, token)
         assert code >= 0, f"add returned {code}"
         self.sent += 1
         self.unkicked += 1
@@ -97,6 +107,8 @@ class Driver(Program):
 
     def kick(self) -> Any:
         self.unkicked = 0
+        if self._case.publish:
+            self._ops.publish(self._queue)
         if self._ops.kick_prepare(self._queue):
             self.notify()
         return "send"
@@ -124,8 +136,12 @@ class Driver(Program):
         assert token >= 0, f"get_used returned {token}"
         assert token < self.sent, f"request {token} came back, which was not sent"
         assert token not in self.back, f"request {token} came back twice"
-        assert queue.used_len == 100 + token, f"request {token} came back with length {queue.used_len}"
         out_num, in_num = self._case.shapes[token]
+        lengths = {100 + token}
+        if self._case.in_order and self._case.flush > 1:
+            # Skipped by the device, so written in full.
+            lengths.add(sum(buffer_of(token, k)[1] for k in range(out_num, out_num + in_num)))
+        assert queue.used_len in lengths, f"request {token} came back with length {queue.used_len}"
         if self._case.contents and in_num:
             value = queue.mem.u32[buffer_of(token, out_num)[0] >> 2]
             assert value == 0x2000 + token, f"request {token} came back before its contents: {value:#x}"
@@ -136,6 +152,10 @@ class Driver(Program):
         queue, ops = self._queue, self._ops
         if self._case.arm == "delayed":
             return self.armed(not ops.enable_cb_delayed(queue))
+        if self._case.arm == "beyond":
+            bufs = ops.delayed_bufs(queue)
+            ops.arm_used_event(queue, bufs)
+            return self.armed(ops.used_beyond(queue, bufs))
         if self._case.arm == "prepare":
             return self.armed(ops.poll(queue, ops.enable_cb_prepare(queue)))
         return self.armed(not ops.enable_cb(queue))
@@ -212,18 +232,22 @@ class Device(Program):
         return "serve" if len(self.held) == case.flush and not case.one_way else "take"
 
     def serve(self) -> str:
-        """Give back all that is held, the last taken first."""
+        """Give back all that is held, the last taken first (unless the order counts)."""
         case, queue, ops = self._case, self._queue, self._ops
-        for k, (head, token) in enumerate(reversed(self.held)):
+        held = self.held if case.in_order else self.held[::-1]
+        for k, (head, token) in enumerate(held):
             out_num, in_num = case.shapes[token]
             if case.contents and in_num:
                 queue.mem.u32[buffer_of(token, out_num)[0] >> 2] = 0x2000 + token
             if case.flush == 1:
                 ops.push(queue, head, 100 + token)
-            else:
+            elif not case.in_order:
                 ops.fill(queue, head, 100 + token, k)
-        if case.flush > 1:
-            ops.flush(queue, len(self.held))
+        if case.flush > 1 and case.in_order:
+            head, token = held[-1]
+            assert ops.push_batch(queue, head, 100 + token) == len(held), "push_batch has lost count"
+        elif case.flush > 1:
+            ops.flush(queue, len(held))
         self.held = ()
         return "signal"
 
@@ -264,27 +288,49 @@ class LateDevice(Device):
 # -- the ring functions, with the checker's fence in place of the simulator's
 
 
-def ring_module(module: types.ModuleType, without: tuple[str, int] | None = None) -> Any:
-    """Return a copy of a module of ring functions whose fences reach the checker.
+class Fence(NamedTuple):
+    """One fence in the ring code."""
 
-    Args:
-        module: The module; nothing in it changes.
-        without: A function and the number of the fence in it (from 0) that is to be left out.
+    module: types.ModuleType
+    function: str
+    #: Which of that function's, from 0.
+    number: int
+
+    def __str__(self) -> str:
+        name = self.module.__name__.rpartition(".")[2]
+        return f"{name}.{self.function}" + (f" ({self.number + 1})" if self.number else "")
+
+
+def ring_functions(without: Fence | None = None) -> tuple[Any, Any]:
+    """Return what a driver and what a device does, as copies of `iosim.ring.driver` and `iosim.ring.device`.
+
+    In the copies a fence is one of the checker, but for the one that is to be left out.
     """
+    formats = {module.__name__.rpartition(".")[2]: _copy(module, without) for module in FORMATS}
+    both = _copy(driver_functions), _copy(device_functions)
+    for copy in both:
+        vars(copy).update({name: module for name, module in formats.items() if name in vars(copy)})
+    return both
+
+
+FORMATS = (split_driver, packed_driver, split_device, packed_device)
+
+
+def _copy(module: types.ModuleType, without: Fence | None = None) -> types.ModuleType:
     source = _source(module)
+    if without is not None and without.module is module:
+        source = without_fence(source, without.function, without.number)
     copy = types.ModuleType(module.__name__)
     copy.__file__ = module.__file__
-    exec(compile(without_fence(source, *without) if without else source, module.__file__ or "", "exec"), vars(copy))
-    vars(copy)["fence"] = fence
+    exec(compile(source, module.__file__ or "", "exec"), vars(copy))
+    if "fence" in vars(copy):
+        vars(copy)["fence"] = fence
     return copy
 
 
-def fences(module: types.ModuleType) -> list[tuple[str, int]]:
-    """Return every fence of a module, as `ring_module` takes it: (function, number in it)."""
-    found = []
-    for _, function, number in _fence_lines(_source(module)):
-        found.append((function, number))
-    return found
+def fences() -> list[Fence]:
+    """Return every fence of the ring code."""
+    return [Fence(module, *place[1:]) for module in FORMATS for place in _fence_lines(_source(module))]
 
 
 def _source(module: types.ModuleType) -> str:
@@ -313,13 +359,13 @@ def without_fence(source: str, function: str, number: int) -> str:
     return "".join(lines)
 
 
-SPLIT_DRIVER, SPLIT_DEVICE = ring_module(split_driver), ring_module(split_device)
+FUNCTIONS = ring_functions()
 
 Names = Callable[[int, int], str]
 
 
-def split_names(queue: Any) -> Names:
-    """Return how to call an address of a split ring (2.7)."""
+def ring_names(queue: Any) -> Names:
+    """Return how to call an address of a ring (2.7, 2.8)."""
     size = queue.size
     single = {
         queue.avail: "avail.flags",
@@ -329,16 +375,30 @@ def split_names(queue: Any) -> Names:
         queue.used + 2: "used.idx",
         queue.used + 4 + 8 * size: "avail_event",
     }
+    fields = {0: "addr", 8: "len", 12: "flags+next"}
+    if queue.packed:
+        fields = {0: "addr", 8: "len", 12: "id", 14: "flags"}
+        single = {
+            queue.avail: "driver_event.off_wrap",
+            queue.avail + 2: "driver_event.flags",
+            queue.used: "device_event.off_wrap",
+            queue.used + 2: "device_event.flags",
+        }
 
     def name(addr: int, width: int) -> str:
+        if queue.packed and width == 4 and addr in (queue.avail, queue.used):
+            return single[addr].partition(".")[0]
         if addr in single:
             return single[addr]
-        if queue.desc <= addr < queue.avail:
+        if queue.desc <= addr < queue.desc + 16 * size:
             i, field = divmod(addr - queue.desc, 16)
-            return f"desc[{i}].{ {0: 'addr', 8: 'len', 12: 'flags+next'}.get(field, field)}"
-        if queue.avail <= addr < queue.used:
+            return f"desc[{i}].{fields[field]}"
+        if queue.indirect and queue.tables <= addr < queue.tables + 16 * size * queue.table_size:
+            table, rest = divmod(addr - queue.tables, 16 * queue.table_size)
+            return f"table[{table}][{rest // 16}].{fields.get(rest % 16, rest % 16)}"
+        if not queue.packed and queue.avail <= addr < queue.used:
             return f"avail.ring[{(addr - queue.avail - 4) // 2}]"
-        if queue.used <= addr < queue.used + 4 + 8 * size:
+        if not queue.packed and queue.used <= addr < queue.used + 4 + 8 * size:
             i, field = divmod(addr - queue.used - 4, 8)
             return f"used.ring[{i}].{'len' if field else 'id'}"
         return f"buffer {addr:#x}"
@@ -346,13 +406,35 @@ def split_names(queue: Any) -> Names:
     return name
 
 
-def split_world(case: Case) -> tuple[Any, Any, Cells]:
+def world(case: Case) -> tuple[Any, Any, Cells]:
+    """Return a queue's two sides and its memory, with poison wherever something is to be written first."""
     mem = GuestMemory(1 << 14)
-    driver, device = split.new_queue(mem, case.size, case.event_idx, case.start)
+    driver, device = new_queue(
+        mem,
+        case.size,
+        case.event_idx,
+        case.start,
+        packed=case.packed,
+        indirect=case.indirect,
+        in_order=case.in_order,
+    )
     size = case.size
-    for addr, length in ((driver.desc, 16 * size), (driver.avail + 4, 2 * size), (driver.used + 4, 8 * size)):
+    # A packed descriptor's flags are 0 at first, or nobody could tell whether it is available.
+    stale = [(driver.desc + 16 * i, 14 if case.packed else 16) for i in range(size)]
+    if not case.packed:
+        stale += [(driver.avail + 4, 2 * size), (driver.used + 4, 8 * size)]
+    if case.indirect:
+        stale.append((driver.tables, 16 * size * driver.table_size))
+    for addr, length in stale:
         mem.u8[addr : addr + length] = bytes([POISON]) * length
-    return driver, device, Cells(mem, split_names(driver))
+    if case.arm == "get_used":
+        # Armed by an earlier life, so that it need not be done again.
+        driver_functions.disable_cb(driver)
+        assert driver_functions.enable_cb(driver)
+    # As long as it need be: a state holds all of it.
+    del device.elem_ndescs[size:], device.elem_addr[size:], device.elem_len[size:]
+    words = [(driver.avail, 4), (driver.used, 4)] if case.packed else []
+    return driver, device, Cells(mem, ring_names(driver), words)
 
 
 def check(
@@ -360,12 +442,11 @@ def check(
     case: Case,
     driver: type[Driver] = Driver,
     device: type[Device] = Device,
-    driver_ops: Any = SPLIT_DRIVER,
-    device_ops: Any = SPLIT_DEVICE,
+    functions: tuple[Any, Any] = FUNCTIONS,
     shortest: bool = False,
     count: bool = False,
 ) -> Found:
     """Explore one case."""
-    driver_queue, device_queue, cells = split_world(case)
-    programs = driver(driver_queue, driver_ops, case), device(device_queue, device_ops, case)
+    driver_queue, device_queue, cells = world(case)
+    programs = driver(driver_queue, functions[0], case), device(device_queue, functions[1], case)
     return Checker(machine, *programs, cells, case.spurious).explore(shortest, count)
