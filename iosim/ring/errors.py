@@ -35,7 +35,7 @@ BAD_TOKEN: Final = -5
 HEAD_OUT_OF_RANGE: Final = -6
 #: Device: a descriptor's `next` is no descriptor of this queue.
 NEXT_OUT_OF_RANGE: Final = -7
-#: Device: a chain of more descriptors than the queue has, so it runs in a circle.
+#: Device: a chain of more descriptors than the queue (or the table) has, so it runs in a circle (2.7.5.2, 2.8.17).
 DESC_LOOP: Final = -8
 #: Device: a device-readable descriptor after a device-writable one (2.7.4.2).
 READABLE_AFTER_WRITABLE: Final = -9
@@ -49,11 +49,11 @@ AVAIL_IDX_JUMPED: Final = -12
 INUSE_EXCEEDED: Final = -13
 #: Device: an indirect descriptor (2.7.5.3), which this queue did not negotiate.
 INDIRECT_UNSUPPORTED: Final = -14
-#: Driver: the used ring holds an id that is no descriptor of this queue.
+#: Driver: the device gives back an id that is no descriptor of this queue.
 USED_ID_OUT_OF_RANGE: Final = -15
-#: Driver: the used ring holds an id that is not the head of a chain in flight.
+#: Driver: the device gives back an id that is not that of a chain in flight.
 USED_ID_NOT_HEAD: Final = -16
-#: Driver: the used index ran further ahead than there are chains in flight.
+#: Driver: the device has used more than there is in flight.
 USED_IDX_JUMPED: Final = -17
 
 #: Device: INDIRECT together with NEXT (2.7.5.3.1; packed 2.8.19; QEMU does not look).
@@ -207,20 +207,20 @@ _ERRORS: Final[dict[int, tuple[type[RingError], str]]] = {
     CHAIN_TOO_LONG: (ChainTooLongError, "the chain needs more descriptors than the queue has"),
     EMPTY_CHAIN: (EmptyChainError, "a chain needs at least one descriptor"),
     BAD_TOKEN: (TokenError, "a token is a number from 0"),
-    HEAD_OUT_OF_RANGE: (HeadRangeError, "the available ring names a head beyond the descriptor table"),
-    NEXT_OUT_OF_RANGE: (NextRangeError, "a descriptor's next lies beyond the descriptor table"),
+    HEAD_OUT_OF_RANGE: (HeadRangeError, "the available ring names a head beyond the descriptor table (2.7.6)"),
+    NEXT_OUT_OF_RANGE: (NextRangeError, "a descriptor's next lies beyond the descriptor table (2.7.5)"),
     DESC_LOOP: (
         DescriptorLoopError,
-        "the descriptor chain is longer than the queue; next must not lead back into the chain",
+        "the descriptor chain is longer than the queue; next must not lead back into the chain (2.7.5.2, 2.8.17)",
     ),
     READABLE_AFTER_WRITABLE: (
         DescriptorOrderError,
-        "a device-readable descriptor follows a device-writable one; readable ones come first (2.7.4.2)",
+        "a device-readable descriptor follows a device-writable one; readable ones come first (2.7.4.2, 2.8.17)",
     ),
-    ZERO_LENGTH: (ZeroLengthError, "a descriptor of length 0"),
-    ADDRESS_OUT_OF_RANGE: (BufferAddressError, "a descriptor points outside guest memory"),
-    AVAIL_IDX_JUMPED: (AvailIndexError, "the available index is further ahead than the queue has entries"),
-    INUSE_EXCEEDED: (InuseError, "more chains are available than the queue can have in use"),
+    ZERO_LENGTH: (ZeroLengthError, "a descriptor of length 0 (refused as QEMU does)"),
+    ADDRESS_OUT_OF_RANGE: (BufferAddressError, "a descriptor points outside guest memory (refused as QEMU does)"),
+    AVAIL_IDX_JUMPED: (AvailIndexError, "the available index is further ahead than the queue has entries (2.7.6.1)"),
+    INUSE_EXCEEDED: (InuseError, "more chains are available than the queue can have in use (refused as QEMU does)"),
     INDIRECT_WITH_NEXT: (
         IndirectNextError,
         "an indirect descriptor in a list of descriptors; INDIRECT and NEXT exclude each other (2.7.5.3.1, 2.8.19)",
@@ -249,11 +249,14 @@ _ERRORS: Final[dict[int, tuple[type[RingError], str]]] = {
     ),
     INDIRECT_UNSUPPORTED: (
         IndirectError,
-        "an indirect descriptor on a queue without VIRTIO_F_INDIRECT_DESC",
+        "an indirect descriptor on a queue without VIRTIO_F_INDIRECT_DESC (2.7.5.3.1, 2.8.19)",
     ),
-    USED_ID_OUT_OF_RANGE: (UsedIdRangeError, "the used ring names an id beyond the descriptor table"),
-    USED_ID_NOT_HEAD: (UsedIdError, "the used ring names an id that is not the head of a chain in flight"),
-    USED_IDX_JUMPED: (UsedIndexError, "the used index is further ahead than there are chains in flight"),
+    USED_ID_OUT_OF_RANGE: (
+        UsedIdRangeError,
+        "the device gives back an id that is no descriptor of this queue (2.7.8, 2.8.22)",
+    ),
+    USED_ID_NOT_HEAD: (UsedIdError, "the device gives back an id that is not in flight (2.7.8, 2.8.22)"),
+    USED_IDX_JUMPED: (UsedIndexError, "the device has used more than there is in flight (2.7.8, 2.8.1)"),
 }
 
 

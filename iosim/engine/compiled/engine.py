@@ -106,7 +106,7 @@ class CompiledEngine:
             self._guest: Any = ctypes.create_string_buffer(8)
             self._guest_at = ctypes.addressof(self._guest)
         else:
-            self._guest = (ctypes.c_char * layout.guest.size).from_buffer(layout.guest.buffer)
+            self._guest = (ctypes.c_char * len(layout.guest.buffer)).from_buffer(layout.guest.buffer)
             self._guest_at = ctypes.addressof(self._guest)
         for place, arguments in self._frames:
             for k, argument in enumerate(arguments):
