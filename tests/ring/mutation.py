@@ -28,8 +28,12 @@ SUITE = [
     "test_layout",
     "test_ring_memory",
     "test_queue_model",
+    "test_queue_sides",
     "test_hostile",
+    "test_hostile_packed",
     "test_snapshots",
+    "test_packed_snapshots",
+    "test_pump",
     "test_interleavings",
 ]
 #: Of the interleavings the small cases; of the rest all that is not slow.
