@@ -23,7 +23,7 @@ STARTS = [0, 1, 65530, 65535, 32767]
     longest=st.integers(1, 8),
     seed=st.integers(0, 2**32),
 )
-@settings(derandomize=True, deadline=None, max_examples=250)
+@settings(derandomize=True, deadline=None, max_examples=150)
 @example(size=1, packed=True, event_idx=True, indirect=False, in_order=False, start=1, longest=1, seed=0)
 @example(size=1, packed=False, event_idx=True, indirect=True, in_order=True, start=65535, longest=1, seed=0)
 def test_2_7_2_8_every_buffer_comes_back_once_with_its_contents(
@@ -33,23 +33,24 @@ def test_2_7_2_8_every_buffer_comes_back_once_with_its_contents(
     if not packed:
         size = 1 << (size.bit_length() - 1)
     run(
-        150, size, seed,
+        120, size, seed,
         longest=longest, start=start, packed=packed, event_idx=event_idx, indirect=indirect, in_order=in_order,
     )  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("event_idx", [False, True])
-@pytest.mark.parametrize(("indirect", "in_order"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("packed", "event_idx", "indirect", "in_order"),
+    [(False, True, True, False), (True, True, False, False), (True, False, True, True), (False, True, False, True)],
+)
 def test_2_7_13_3_2_8_1_past_65536_and_many_wraps(
     packed: bool, event_idx: bool, indirect: bool, in_order: bool
 ) -> None:
     size = 7 if packed else 8
-    p = run(66_000, size, 1, packed=packed, event_idx=event_idx, indirect=indirect, in_order=in_order)
+    p = run(66_000, size, 1, longest=2, packed=packed, event_idx=event_idx, indirect=indirect, in_order=in_order)
     assert p.received == 66_000
     if packed:
-        assert p.device.q.used_idx > 2 * 66_000 / size
+        assert p.device.q.used_idx >= 66_000, "that is, 9428 laps"
 
 
 @pytest.mark.parametrize("packed", [False, True])
