@@ -175,8 +175,9 @@ class Program:
     """One side's software. Methods are steps: short, and each returns what comes next.
 
     A step returns the name of the next step; ``self.sleep(name)`` to sleep until notified and go on there
-    (with ``done=True`` where it may do so for ever); or None at the end. Between steps everything a program knows must stand in its queue's slots or in its own
-    attributes (numbers and tuples), so that two histories that lead to the same state are one.
+    (with ``done=True`` where it may do so for ever); or None at the end. Between steps everything a program
+    knows must stand in its queue's slots or in its own attributes (numbers and tuples), so that two histories
+    that lead to the same state are one.
     A failed assertion, a code or any exception is a finding.
     """
 
@@ -526,7 +527,7 @@ class Checker:
                     return f"the {side.name} sleeps for ever, but there is work left"
         return None
 
-    def explore(self, shortest: bool = False, count: bool = False, limit: int = 2_000_000) -> Found:
+    def explore(self, shortest: bool = False, count: bool = False, limit: int = 500_000) -> Found:
         """Visit every state; stop at the first that is wrong.
 
         Args:

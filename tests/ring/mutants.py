@@ -1,8 +1,8 @@
 """Small mistakes that somebody could make in the ring code, each of which the tests must notice.
 
 A mutant replaces one piece of text, found exactly once in the file (or in the function that ``within``
-names), by another. ``kills`` names the test file of `mutation.SUITE` that is expected to notice; that one
-runs first, the rest of the suite after it.
+names), by another. ``kills`` names the test file of `mutation.SUITE` that is expected to notice, with ``::`` and
+a piece of the test's name where it helps: that runs first, the rest of the suite after it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Mutant(NamedTuple):
     #: What is wrong with it.
     why: str
     #: The test file that should notice first.
-    kills: str = "test_queue_model"
+    kills: str = "test_pump"
 
 
 def without_fence(module: str, within: str, line: str, why: str) -> Mutant:
@@ -91,7 +91,7 @@ LAYOUT = [
         "addr <= mem.size - length",
         "addr < mem.size - length",
         "the last byte is refused",
-        "test_layout",
+        "test_hostile_packed::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant("memory", "in_range", "0 <= addr <=", "addr <=", "an address below zero passes", "test_ring_memory"),
 ]
@@ -138,7 +138,8 @@ SPLIT_DRIVER = [
         "split_driver",
         "enqueue",
         "d.mem.u16[(d.avail >> 1) + 2 + (idx & (d.size - 1))] = head",
-        "d.mem.u16[(d.avail >> 1) + 1] = (idx + 1) & 0xFFFF; d.mem.u16[(d.avail >> 1) + 2 + (idx & (d.size - 1))] = head",
+        "d.mem.u16[(d.avail >> 1) + 1] = (idx + 1) & 0xFFFF; "
+        "d.mem.u16[(d.avail >> 1) + 2 + (idx & (d.size - 1))] = head",
         "the index is published before the entry",
         "test_interleavings",
     ),
@@ -165,14 +166,23 @@ SPLIT_DRIVER = [
         "d.num_added += d.num_pending",
         "d.num_added += d.num_pending + 1",
         "one chain too many is considered",
+        "test_queue_model::test_2_7_10_a_threshold_lets_the_driver_",
     ),
-    Mutant("split_driver", "kick_prepare", "d.num_added = 0", "pass", "old chains count again: kicks for nothing"),
+    Mutant(
+        "split_driver",
+        "kick_prepare",
+        "d.num_added = 0",
+        "pass",
+        "old chains count again: kicks for nothing",
+        "test_queue_sides::test_2_7_10_2_8_10_suppression_really_su",
+    ),
     Mutant(
         "split_driver",
         "kick_prepare",
         "if added > 0xFFFF",
         "if added > 0x1FFFF",
         "65536 chains without a look look like none",
+        "test_queue_model::test_2_7_13_4_65536_chains_without_a_loo",
     ),
     Mutant(
         "split_driver",
@@ -201,7 +211,7 @@ SPLIT_DRIVER = [
         "if pending > size - d.num_free",
         "if pending > size",
         "an index that jumped within the size is believed",
-        "test_hostile",
+        "test_hostile::test_each_mistake_of_the_device_has_its_",
     ),
     Mutant(
         "split_driver",
@@ -216,7 +226,7 @@ SPLIT_DRIVER = [
         "if not 0 <= head < size",
         "if not 0 <= head <= size",
         "an id just beyond the table is believed",
-        "test_hostile",
+        "test_hostile::test_each_mistake_of_the_device_has_its_",
     ),
     Mutant(
         "split_driver",
@@ -224,12 +234,19 @@ SPLIT_DRIVER = [
         "d.desc_state[head] < 0 or ",
         "",
         "an id that is no chain's head is believed",
-        "test_hostile",
+        "test_hostile::test_each_mistake_of_the_device_has_its_",
     ),
     Mutant(
         "split_driver", "get_used", "(last_used & (size - 1))", "((last_used + 1) & (size - 1))", "entry off by one"
     ),
-    Mutant("split_driver", "detach", "d.desc_state[head] = -1", "pass", "a chain can come back twice", "test_hostile"),
+    Mutant(
+        "split_driver",
+        "detach",
+        "d.desc_state[head] = -1",
+        "pass",
+        "a chain can come back twice",
+        "test_hostile::test_a_chain_comes_back_only_once",
+    ),
     Mutant(
         "split_driver",
         "detach",
@@ -244,9 +261,15 @@ SPLIT_DRIVER = [
         "last_used = (last_used + 1) & 0xFFFF",
         "last_used = last_used + 1",
         "an index that does not wrap",
+        "test_interleavings",
     ),
     Mutant(
-        "split_driver", "get_used", "mem.u16[(d.avail >> 1) + 2 + size] = last_used", "pass", "used_event stays behind"
+        "split_driver",
+        "get_used",
+        "mem.u16[(d.avail >> 1) + 2 + size] = last_used",
+        "pass",
+        "used_event stays behind",
+        "test_interleavings",
     ),
     Mutant(
         "split_driver",
@@ -254,14 +277,23 @@ SPLIT_DRIVER = [
         "if (d.avail_flags_shadow & VRING_AVAIL_F_NO_INTERRUPT) == 0",
         "if True",
         "used_event is armed while callbacks are disabled",
+        "test_queue_model::test_2_7_7_disable_cb_under_event_idx_is",
     ),
-    Mutant("split_driver", "get_used", "if pending == 0", "if pending <= 1", "the last chain is never taken"),
+    Mutant(
+        "split_driver",
+        "get_used",
+        "if pending == 0",
+        "if pending <= 1",
+        "the last chain is never taken",
+        "test_interleavings",
+    ),
     Mutant(
         "driver",
         "vring_interrupt",
         "d.event_triggered = True",
         "pass",
         "an interrupt is forgotten: disable_cb parks used_event",
+        "test_queue_model::test_2_7_7_disable_cb_under_event_idx_is",
     ),
     Mutant(
         "split_driver",
@@ -269,6 +301,7 @@ SPLIT_DRIVER = [
         "if d.event_idx:\n                d.mem",
         "if not d.event_idx:\n                d.mem",
         "the flag is written where EVENT_IDX rules",
+        "test_queue_sides::test_2_7_10_2_8_10_suppression_really_su",
     ),
     Mutant(
         "split_driver",
@@ -283,6 +316,7 @@ SPLIT_DRIVER = [
         "d.event_triggered = False",
         "pass",
         "after the first interrupt disable_cb never writes again",
+        "test_queue_model::test_an_interrupt_counts_only_until_call",
     ),
     Mutant(
         "split_driver",
@@ -305,6 +339,7 @@ SPLIT_DRIVER = [
         "not poll(d, enable_cb_prepare(d))",
         "enable_cb_prepare(d) >= 0",
         "no second look after re-arming",
+        "test_interleavings",
     ),
     Mutant(
         "driver", "enable_cb_delayed", "not poll_delayed(d, bufs)", "True", "no second look after delayed re-arming"
@@ -332,7 +367,14 @@ SPLIT_DEVICE = [
         "pass",
         "the second look looks at the shadow only",
     ),
-    Mutant("split_device", "avail_in_ring", "if heads > q.size", "if heads >= q.size", "a full ring counts as a jump"),
+    Mutant(
+        "split_device",
+        "avail_in_ring",
+        "if heads > q.size",
+        "if heads >= q.size",
+        "a full ring counts as a jump",
+        "test_hostile::test_avail_in_ring_names_a_jump_too",
+    ),
     Mutant(
         "split_device",
         "pop",
@@ -348,7 +390,7 @@ SPLIT_DEVICE = [
         "if q.inuse >= size",
         "if q.inuse > size",
         "one chain more in use than the queue holds",
-        "test_hostile",
+        "test_hostile::test_a_driver_cannot_have_more_in_use_th",
     ),
     Mutant("split_device", "pop", "(last_avail & (size - 1))", "((last_avail + 1) & (size - 1))", "entry off by one"),
     Mutant(
@@ -365,7 +407,7 @@ SPLIT_DEVICE = [
         "if count >= size",
         "if count > size",
         "a circle is noticed one descriptor late",
-        "test_hostile",
+        "test_hostile::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
         "split_device", "pop", "if i >= size", "if i > size", "a next just beyond the table is believed", "test_hostile"
@@ -374,7 +416,12 @@ SPLIT_DEVICE = [
         "split_device", "pop", "elif in_num > 0", "elif in_num > size", "readable after writable passes", "test_hostile"
     ),
     Mutant(
-        "split_device", "pop", "if length == 0", "if length < 0", "a descriptor of length zero passes", "test_hostile"
+        "split_device",
+        "pop",
+        "if length == 0",
+        "if length < 0",
+        "a descriptor of length zero passes",
+        "test_hostile::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
         "split_device",
@@ -419,7 +466,12 @@ SPLIT_DEVICE = [
         "avail_event moves while notifications are off",
     ),
     Mutant(
-        "split_device", "pop", "] = last_avail\n", "] = (last_avail - 1) & 0xFFFF\n", "avail_event stays one behind"
+        "split_device",
+        "pop",
+        "] = last_avail\n",
+        "] = (last_avail - 1) & 0xFFFF\n",
+        "avail_event stays one behind",
+        "test_layout",
     ),
     Mutant(
         "split_device",
@@ -460,7 +512,14 @@ SPLIT_DEVICE = [
         "pass",
         "signalled_used is believed after 32768 entries",
     ),
-    Mutant("split_device", "flush", "distance >= 0x8000", "distance > 0x8000", "given up one entry late"),
+    Mutant(
+        "split_device",
+        "flush",
+        "distance >= 0x8000",
+        "distance > 0x8000",
+        "given up one entry late",
+        "test_queue_model::test_signalled_used_is_given_up_after_32",
+    ),
     Mutant(
         "device",
         "push",
@@ -493,7 +552,14 @@ SPLIT_DEVICE = [
         "|= VRING_USED_F_NO_NOTIFY",
         "enabling disables",
     ),
-    Mutant("split_device", "arm_avail_event", "] = index & 0xFFFF", "] = (index + 1) & 0xFFFF", "armed one entry late"),
+    Mutant(
+        "split_device",
+        "arm_avail_event",
+        "] = index & 0xFFFF",
+        "] = (index + 1) & 0xFFFF",
+        "armed one entry late",
+        "test_interleavings",
+    ),
     Mutant(
         "split_device",
         "arm_avail_event",
@@ -515,6 +581,7 @@ SPLIT_DEVICE = [
         "q.signalled_used = new",
         "pass",
         "old entries count again: interrupts for nothing",
+        "test_queue_sides::test_2_7_10_2_8_10_suppression_really_su",
     ),
     Mutant(
         "split_device",
@@ -549,16 +616,23 @@ COMMON = [
         "1 - ((place // size) & 1)",
         "(place // size) & 1",
         "wrap counter the wrong way round",
-        "test_queue_sides",
+        "test_queue_sides::test_2_8_13_2_8_14_bytes_of_a_packed_rin",
     ),
-    Mutant("event", "off_wrap", "place % size |", "place |", "an offset that does not wrap", "test_queue_sides"),
+    Mutant(
+        "event",
+        "off_wrap",
+        "place % size |",
+        "place |",
+        "an offset that does not wrap",
+        "test_queue_sides::test_2_8_13_2_8_14_bytes_of_a_packed_rin",
+    ),
     Mutant(
         "event",
         "vring_packed_need_event",
         "if (event >> 15) + (lap & 1) != 1",
         "if (event >> 15) + (lap & 1) == 1",
         "an event of the other lap",
-        "test_queue_sides",
+        "test_queue_sides::test_2_8_10_a_packed_event_is_passed_exa",
     ),
     Mutant(
         "event",
@@ -566,7 +640,7 @@ COMMON = [
         "lap -= 1",
         "pass",
         "events of the lap before are taken for this one",
-        "test_queue_sides",
+        "test_queue_sides::test_2_8_10_a_packed_event_is_passed_exa",
     ),
     Mutant(
         "event",
@@ -574,7 +648,7 @@ COMMON = [
         "event & 0x7FFF",
         "event",
         "the wrap counter counts as offset",
-        "test_queue_sides",
+        "test_queue_sides::test_2_8_10_a_packed_event_is_passed_exa",
     ),
     Mutant(
         "driver",
@@ -582,9 +656,16 @@ COMMON = [
         "out_num + in_num > 1 and ",
         "",
         "a single buffer goes into a table",
+        "test_small_print",
+    ),
+    Mutant(
+        "driver",
+        "add_batched",
+        "d.table_size * d.free_head",
+        "d.table_size",
+        "all chains share one table",
         "test_queue_model",
     ),
-    Mutant("driver", "add_batched", "d.table_size * d.free_head", "d.table_size", "all chains share one table"),
     Mutant("device", "push_batch", "found = one == head", "found = True", "a batch ends at its first chain"),
     Mutant(
         "device",
@@ -592,7 +673,7 @@ COMMON = [
         "q.given + count >= q.taken",
         "q.given + count > q.taken",
         "a chain that was never taken goes back",
-        "test_queue_sides",
+        "test_small_print",
     ),
 ]
 
@@ -630,7 +711,8 @@ PACKED_DRIVER = [
         "packed_driver",
         "add_direct",
         "        u64[desc64 + 2 * i] = d.seg_addr[k]\n        u32[desc32 + 4 * i + 2] = d.seg_len[k]\n",
-        "        u16[desc16 + 8 * i + 7] = flags\n        u64[desc64 + 2 * i] = d.seg_addr[k]\n        u32[desc32 + 4 * i + 2] = d.seg_len[k]\n",
+        "        u16[desc16 + 8 * i + 7] = flags\n"
+        "        u64[desc64 + 2 * i] = d.seg_addr[k]\n        u32[desc32 + 4 * i + 2] = d.seg_len[k]\n",
         "flags before address and length",
         "test_interleavings",
     ),
@@ -892,7 +974,8 @@ PACKED_DEVICE = [
         "packed_device",
         "write_used",
         "    mem.u32[(q.desc >> 2) + 4 * slot + 2] = length\n",
-        "    mem.u16[(q.desc >> 1) + 8 * slot + 7] = PACKED_MARKS ^ (PACKED_MARKS * ((place // q.size) & 1))\n    mem.u32[(q.desc >> 2) + 4 * slot + 2] = length\n",
+        "    mem.u16[(q.desc >> 1) + 8 * slot + 7] = PACKED_MARKS ^ (PACKED_MARKS * ((place // q.size) & 1))\n"
+        "    mem.u32[(q.desc >> 2) + 4 * slot + 2] = length\n",
         "flags before length",
         "test_interleavings",
     ),

@@ -27,14 +27,15 @@ SUITE = [
     "test_event",
     "test_layout",
     "test_ring_memory",
-    "test_queue_model",
-    "test_queue_sides",
-    "test_hostile",
-    "test_hostile_packed",
-    "test_snapshots",
-    "test_packed_snapshots",
+    "test_small_print",
     "test_pump",
+    "test_queue_sides",
+    "test_hostile_packed",
+    "test_hostile",
+    "test_packed_snapshots",
+    "test_snapshots",
     "test_interleavings",
+    "test_queue_model",
 ]
 #: Of the interleavings the small cases; of the rest all that is not slow.
 SELECT = "not test_interleavings or small_case"
@@ -49,7 +50,7 @@ def mutate(mutant: Mutant) -> str:
     source = (RING / f"{mutant.module}.py").read_text()
     start, end = 0, len(source)
     if mutant.within:
-        functions = [m for m in re.finditer(r"^(?:def|class) (\w+)", source, re.MULTILINE)]
+        functions = list(re.finditer(r"^(?:def|class) (\w+)", source, re.MULTILINE))
         places = [k for k, m in enumerate(functions) if m[1] == mutant.within]
         if len(places) != 1:
             raise ValueError(f"{mutant.module} has no function {mutant.within}")
@@ -107,6 +108,13 @@ if number := os.environ.get(VARIABLE):
     sys.meta_path.insert(0, _Finder(MUTANTS[int(number)]))  # type: ignore[arg-type]
 
 
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Put the test that is expected to notice before all others."""
+    if number := os.environ.get(VARIABLE):
+        file, _, test = MUTANTS[int(number)].kills.partition("::")
+        items.sort(key=lambda item: not (f"{file}.py::" in item.nodeid and test in item.nodeid))
+
+
 def run(number: int | None, timeout: float = 120) -> tuple[bool, str]:
     """Run the suite on mutant ``number`` (None: on the code as it is); return whether it passed, and the output.
 
@@ -119,7 +127,7 @@ def run(number: int | None, timeout: float = 120) -> tuple[bool, str]:
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     if number is not None:
         environment[VARIABLE] = str(number)
-        killer = MUTANTS[number].kills
+        killer = MUTANTS[number].kills.partition("::")[0]
         files.remove(killer)
         files.insert(0, killer)
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "mutation"]
