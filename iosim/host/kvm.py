@@ -64,6 +64,7 @@ class Vcpu:
         handlers: How many interrupt handlers have begun and not returned; above 0 the guest's interrupts are off.
         handler_began: When each vector's handler began last (ps).
         line, remote_irr: Of level-triggered vectors: the line's state, and the I/O APIC's flag until the EOI.
+        masked: Of level-triggered vectors: the guest has masked the line in the I/O APIC.
         irq: The channel of each vector's handler.
         wake: The channel a halted vCPU sleeps on.
         ipi: The channel of the host's interrupt that forces an exit.
@@ -72,7 +73,7 @@ class Vcpu:
 
     __slots__ = (
         "apicv", "grow", "grow_start", "halt_poll", "halt_poll_max", "handler_began", "handlers", "ipi", "irq", "irr",
-        "line", "machine", "mode", "pending", "pv_eoi", "remote_irr", "shrink", "thread", "wake",
+        "line", "machine", "masked", "mode", "pending", "pv_eoi", "remote_irr", "shrink", "thread", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +97,7 @@ class Vcpu:
         self.handler_began = [0] * vectors
         self.line = [False] * vectors
         self.remote_irr = [False] * vectors
+        self.masked = [False] * vectors
         self.irq = [machine.system.channel(f"vcpu0 vector {i}") for i in range(vectors)]
         self.wake = machine.system.channel("vcpu0 wake")
         self.ipi = machine.system.channel("vcpu0 ipi")
@@ -180,7 +182,7 @@ def set_pending(v: Vcpu, vector: int) -> bool:
 def set_irq_line(v: Vcpu, vector: int, asserted: bool) -> Generator[Effect, None, None]:
     """KVM_IRQ_LINE for a level-triggered line: raised, it is delivered once until the guest's EOI."""
     v.line[vector] = asserted
-    if asserted and not v.remote_irr[vector]:
+    if asserted and not v.remote_irr[vector] and not v.masked[vector]:
         v.remote_irr[vector] = True
         yield from deliver_interrupt(v, vector)
     else:
@@ -250,7 +252,7 @@ def eoi_level(v: Vcpu, vector: int) -> Generator[Effect, None, None]:
         yield from vm_exit(v, count.EXIT_MSR_WRITE)
     yield spend(KVM_EOI)
     v.remote_irr[vector] = False
-    if v.line[vector]:
+    if v.line[vector] and not v.masked[vector]:
         v.remote_irr[vector] = True
         set_pending(v, vector)
     yield from vm_entry(v)
