@@ -26,7 +26,7 @@ ROWS = {
 }
 SEQUENCES = json.loads(ANCHORS.joinpath("register_sequences.json").read_text())
 
-NICS = ("rtl8139",)
+NICS = ("rtl8139", "pcnet")
 KINDS = ("pio_read", "pio_write", "mmio_read", "mmio_write")
 COLUMNS = ("pio_r_per", "pio_w_per", "mmio_r_per", "mmio_w_per")
 PACED_TX = {"workload.rate": 1000 / 3, "workload.arrivals": "constant", "workload.size": 18}
@@ -130,7 +130,7 @@ def test_order_of_accesses_and_interrupts(model: str, name: str, workload: str, 
     assert trace == (unit * (len(trace) // len(unit) + 2))[start:][: len(trace)]
 
 
-BOTH_ENDS = {"rtl8139": (9, 12)}
+BOTH_ENDS = {"rtl8139": (9, 12), "pcnet": (16, 30)}
 
 
 @pytest.mark.parametrize("model", NICS)
