@@ -26,7 +26,8 @@ ROWS = {
 }
 SEQUENCES = json.loads(ANCHORS.joinpath("register_sequences.json").read_text())
 
-NICS = ("rtl8139", "pcnet")
+EEPRO100 = ("i82551", "i82557b", "i82559er")
+NICS = ("rtl8139", "pcnet", *EEPRO100)
 KINDS = ("pio_read", "pio_write", "mmio_read", "mmio_write")
 COLUMNS = ("pio_r_per", "pio_w_per", "mmio_r_per", "mmio_w_per")
 PACED_TX = {"workload.rate": 1000 / 3, "workload.arrivals": "constant", "workload.size": 18}
@@ -103,7 +104,7 @@ def trace_of(model: str, settings: dict[str, Any], workload: str) -> list[str]:
 
 DEVICE = {
     "rtl8139": "rtl8139", "pcnet": "pcnet", "ne2k_pci": "ne2000",
-    **dict.fromkeys(("i82551", "i82557b", "i82559er"), "eepro100"),
+    **dict.fromkeys(EEPRO100, "eepro100"),
 }  # fmt: skip
 
 
@@ -130,7 +131,7 @@ def test_order_of_accesses_and_interrupts(model: str, name: str, workload: str, 
     assert trace == (unit * (len(trace) // len(unit) + 2))[start:][: len(trace)]
 
 
-BOTH_ENDS = {"rtl8139": (9, 12), "pcnet": (16, 30)}
+BOTH_ENDS = {"rtl8139": (9, 12), "pcnet": (16, 30), **dict.fromkeys(EEPRO100, (8, 14))}
 
 
 @pytest.mark.parametrize("model", NICS)
