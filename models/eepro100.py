@@ -4,11 +4,12 @@ The three are one device to QEMU and to the driver, but for identifiers, statist
 access to a register leaves the guest and goes through the five steps of the I/O trap (`iosim.host.mmio`).
 
 Sending: the driver links a command block to the list and, with interrupts off, reads the command byte (has the last
-command been taken?) and writes "resume" to it. In that write QEMU runs the command unit: it copies the packet, sends it
-to the tap, suspends at the end of the list, and raises INTx for that (CNA). Receiving: QEMU's main loop reads the tap,
-copies the packet behind its frame descriptor, and raises the line (FR). The handler acknowledges, masks, and schedules
-NAPI, which cleans both lists and unmasks; each write of the mask is followed by a read, as a flush. There is no interrupt
-mitigation. A receive unit that has come to the end of its list loses packets until the driver starts it again.
+command been taken?) and writes "resume" to it. In that write QEMU runs the command unit: it copies the packet, sends
+it to the tap, suspends at the end of the list, and raises INTx for that (CNA). Receiving: QEMU's main loop reads the
+tap, copies the packet behind its frame descriptor, and raises the line (FR). The handler acknowledges, masks, and
+schedules NAPI, which cleans both lists and unmasks; each write of the mask is followed by a read, as a flush. There is
+no interrupt mitigation. A receive unit that has come to the end of its list loses packets until the driver starts it
+again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ne2k_pci: a fully emulated NIC by programmed I/O. The guest's ne2k-pci driver believes in an NE2000; QEMU plays it.
 
-The device has memory of its own, and the CPU moves every packet there and back through one port, 32 bits at a time. Each
-access to a port leaves the guest (`iosim.host.pio`): a ``rep outsl`` with every item, a ``rep insl`` with every 1024
-bytes. So what a packet costs grows with its length.
+The device has memory of its own, and the CPU moves every packet there and back through one port, 32 bits at a time.
+Each access to a port leaves the guest (`iosim.host.pio`): a ``rep outsl`` with every item, a ``rep insl`` with every
+1024 bytes. So what a packet costs grows with its length.
 
 Sending: with the device's interrupts masked and the line disabled the driver sets up a remote DMA, writes the packet,
 and gives the command to send, in which QEMU sends it to the tap. As soon as the driver unmasks, the interrupt comes,
@@ -10,7 +10,8 @@ finds the line disabled, and masks it in the I/O APIC; when the driver enables t
 interrupt comes a second time. Those accesses are exits too, but KVM's own I/O APIC serves them. Receiving: QEMU's main
 loop reads the tap, copies the packet into the device's memory and raises the line. The handler reads header and packet
 out in the interrupt, and passes it to the softirq by the CPU's backlog. There is no interrupt mitigation; without room
-in the device's memory a packet is lost. Of a burst the handler reads 9 packets, and leaves the rest until another comes.
+in the device's memory a packet is lost. Of a burst the handler reads 9 packets, and leaves the rest until another
+comes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from iosim.guest.socket import sendmsg
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
-from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
 from iosim.host.ne2000 import NE2000, NO_REQUEST, ne2000_buffer_empty, ne2000_receive
+from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage

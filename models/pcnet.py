@@ -1,14 +1,14 @@
 """pcnet: a fully emulated NIC. The guest's pcnet32 driver believes in an AMD PCnet; QEMU plays it.
 
-A register is reached through two ports, its number to RAP and its value to or from RDP, and each access leaves the guest
-(`iosim.host.pio`). So an interrupt costs 14 exits where that of the rtl8139 costs 8.
+A register is reached through two ports, its number to RAP and its value to or from RDP, and each access leaves the
+guest (`iosim.host.pio`). So an interrupt costs 14 exits where that of the rtl8139 costs 8.
 
-Sending: the driver fills a descriptor, writes RAP, and with interrupts off goes on to write RDP. QEMU polls the transmit
-ring on any access: within the write of RAP the packet goes to the tap and the line is raised. The handler runs when the
-driver turns interrupts on again. It acknowledges, masks, and schedules NAPI, which cleans both rings and unmasks.
-Receiving: QEMU's main loop reads the tap, copies the packet into the guest's buffer by way of its own, and raises the
-line; without a descriptor the packet is lost. There is no interrupt mitigation. The device's poll timer is set anew by
-each access, and that wakes the main loop each time, to nothing.
+Sending: the driver fills a descriptor, writes RAP, and with interrupts off goes on to write RDP. QEMU polls the
+transmit ring on any access: within the write of RAP the packet goes to the tap and the line is raised. The handler
+runs when the driver turns interrupts on again. It acknowledges, masks, and schedules NAPI, which cleans both rings and
+unmasks. Receiving: QEMU's main loop reads the tap, copies the packet into the guest's buffer by way of its own, and
+raises the line; without a descriptor the packet is lost. There is no interrupt mitigation. The device's poll timer is
+set anew by each access, and that wakes the main loop each time, to nothing.
 """
 
 from __future__ import annotations

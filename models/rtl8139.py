@@ -3,12 +3,12 @@
 Every access to a register leaves the guest (`iosim.host.pio`): the vCPU's own thread returns from KVM_RUN and runs
 QEMU's device code under the big QEMU lock.
 
-Sending: the driver fills a descriptor and writes TxPoll. In that write QEMU copies the packet, sends it to the tap, sets
-TxOK and raises INTx; the guest enters again right into its handler, which reads mask and status, acknowledges, and
-frees what was sent. Receiving: QEMU's main loop reads the tap, copies the packet into the guest's buffer, sets RxOK and
-raises the line. The handler leaves the receive causes standing, masks them, and schedules NAPI, which acknowledges,
-cleans the ring, and unmasks; each write of the mask is read back. There is no interrupt mitigation, and no flow control:
-a packet without a descriptor is lost.
+Sending: the driver fills a descriptor and writes TxPoll. In that write QEMU copies the packet, sends it to the tap,
+sets TxOK and raises INTx; the guest enters again right into its handler, which reads mask and status, acknowledges,
+and frees what was sent. Receiving: QEMU's main loop reads the tap, copies the packet into the guest's buffer, sets
+RxOK and raises the line. The handler leaves the receive causes standing, masks them, and schedules NAPI, which
+acknowledges, cleans the ring, and unmasks; each write of the mask is read back. There is no interrupt mitigation, and
+no flow control: a packet without a descriptor is lost.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def e100_xmit_frame(nic: Nic, row: int) -> Generator[Effect, None, None]:
 
 
 def e100_intr(nic: Nic) -> Generator[Effect, None, None]:
-    """The interrupt handler: acknowledge, mask, schedule NAPI; the end of interrupt comes after it (level-triggered)."""
+    """The interrupt handler: acknowledge, mask, schedule NAPI; the end of interrupt comes after it."""
     while True:
         yield from irq_enter(nic.vcpu, VECTOR)
         yield spend(DRIVER_IRQ)
@@ -249,7 +249,7 @@ def e100_tx_clean(nic: Nic) -> Generator[Effect, None, None]:
 
 
 def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
-    """Take received packets up to the budget, give new buffers, and start a receive unit that ran dry; return how many."""
+    """Take received packets up to the budget, give new buffers, start a receive unit that ran dry; return how many."""
     m = nic.machine
     work = 0
     rfd = nic.rfds[nic.rx_to_clean]

@@ -1,7 +1,7 @@
 """The guest's pcnet32 driver (Linux 6.1, drivers/net/ethernet/amd/pcnet32.c).
 
-A register (CSR) is reached through two ports: its number goes to RAP, its value to or from RDP. So each ``read_csr`` and
-``write_csr`` is two accesses, that is two VM exits.
+A register (CSR) is reached through two ports: its number goes to RAP, its value to or from RDP. So each ``read_csr``
+and ``write_csr`` is two accesses, that is two VM exits.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def pcnet32_start_xmit(lp: Pcnet32Private, row: int) -> Generator[Effect, None, 
 
 
 def pcnet32_interrupt(lp: Pcnet32Private) -> Generator[Effect, None, None]:
-    """The interrupt handler: acknowledge, mask, schedule NAPI; the end of interrupt comes after it (level-triggered)."""
+    """The interrupt handler: acknowledge, mask, schedule NAPI; the end of interrupt comes after it."""
     while True:
         yield from irq_enter(lp.vcpu, VECTOR)
         yield spend(DRIVER_IRQ)

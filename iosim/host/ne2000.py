@@ -1,8 +1,8 @@
 """QEMU's ne2000, here as ne2k_pci: a DP8390 with 16 KiB of its own memory (hw/net/ne2000.c).
 
 The guest never shares memory with this device. It sets up a remote DMA (address, count, direction) and moves the data
-through one port, 32 bits at a time. Packets to be sent stand in the lower pages of the device's memory, received ones in
-a ring of 256-byte pages above, each behind a header of 4 bytes (status, next page, length).
+through one port, 32 bits at a time. Packets to be sent stand in the lower pages of the device's memory, received ones
+in a ring of 256-byte pages above, each behind a header of 4 bytes (status, next page, length).
 
 Of a packet's data its first 8 bytes are simulated: the request's row.
 """

@@ -1,8 +1,8 @@
 """QEMU's pcnet: an AMD Am79C970A behind an address and a data port (hw/net/pcnet.c).
 
 Every access begins with `pcnet_poll_timer`: the device looks at its transmit ring first, whatever the access is about.
-So a packet is on its way to the tap, and its interrupt raised, before the write that was to start it is carried out. The
-same function is a timer of the main loop's (every 2 ms), which each access sets anew and so wakes the main loop.
+So a packet is on its way to the tap, and its interrupt raised, before the write that was to start it is carried out.
+The same function is a timer of the main loop's (every 2 ms), which each access sets anew and so wakes the main loop.
 
 Descriptors stand in guest memory as the data sheet has them (software style 2, 16 bytes): buffer address, length,
 status with the owner, misc. CSR numbers are the data sheet's.

@@ -15,7 +15,14 @@ from typing import Final
 
 from iosim.effects import Effect, spend
 from iosim.host import counters as count
-from iosim.host.costs import KVM_MMIO_DECODE, KVM_PIO_ENTER, KVM_PIO_RETURN, MMIO_READ_RESULT, QEMU_DISPATCH, QEMU_PIO_ITEM
+from iosim.host.costs import (
+    KVM_MMIO_DECODE,
+    KVM_PIO_ENTER,
+    KVM_PIO_RETURN,
+    MMIO_READ_RESULT,
+    QEMU_DISPATCH,
+    QEMU_PIO_ITEM,
+)
 from iosim.host.kvm import Vcpu, vm_entry, vm_exit
 from iosim.host.main_loop import MainLoop, lock_iothread, unlock_iothread
 from iosim.ring.memory import PAGE_SIZE
