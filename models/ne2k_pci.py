@@ -10,8 +10,7 @@ finds the line disabled, and masks it in the I/O APIC; when the driver enables t
 interrupt comes a second time. Those accesses are exits too, but KVM's own I/O APIC serves them. Receiving: QEMU's main
 loop reads the tap, copies the packet into the device's memory and raises the line. The handler reads header and packet
 out in the interrupt, and passes it to the softirq by the CPU's backlog. There is no interrupt mitigation; without room
-in the device's memory a packet is lost. Of a burst the handler reads 9 packets, and leaves the rest until another
-comes.
+in the device's memory a packet is lost. What comes while the handler leaves stays in the device until another comes.
 """
 
 from __future__ import annotations

@@ -287,8 +287,9 @@ def ei_tx_intr(ei: EiDevice) -> Generator[Effect, None, None]:
 def ei_receive(ei: EiDevice) -> Generator[Effect, None, None]:
     """Read packets out of the device's memory until the ring is empty: where it ends, where it begins, header, data.
 
-    As in Linux, what has come since the last look, or is more than 9 packets, is acknowledged with the rest: it stays
-    in the device until the next packet comes.
+    As in Linux, what has come since the last look is acknowledged with the rest: it stays in the device until the next
+    packet comes. Linux does so with what is more than 9 packets as well. QEMU never reports an overrun, so a ring that
+    is full then stays so for ever and the guest is deaf; here the cause is left standing for the handler's next round.
     """
     m = ei.machine
     s = ei.device
@@ -313,7 +314,8 @@ def ei_receive(ei: EiDevice) -> Generator[Effect, None, None]:
             yield from netif_rx(ei, row)
             yield from outb(s, BOUNDARY, (header >> 8 & 0xFF) - 1)
         looks += 1
-    yield from outb(s, ISR, ENISR_RX | ENISR_RX_ERR)
+    if not more:
+        yield from outb(s, ISR, ENISR_RX | ENISR_RX_ERR)
 
 
 def ne2k_pci_get_8390_hdr(ei: EiDevice, page: int) -> Generator[Effect, None, int]:

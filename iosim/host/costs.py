@@ -20,7 +20,7 @@ def _cost(name: str, meaning: str) -> int:
 VM_EXIT: Final = _cost("vm_exit", "leave the guest: save its state, enter KVM's exit handler")
 VM_ENTRY: Final = _cost("vm_entry", "enter the guest again")
 KVM_IOEVENTFD: Final = _cost("kvm_ioeventfd", "match the notify write to its ioeventfd and signal it")
-KVM_MMIO_DECODE: Final = _cost("kvm_mmio_decode", "EPT misconfiguration: walk, fetch and decode the instruction")
+KVM_MMIO_DECODE: Final = _cost("kvm_mmio_decode", "fetch and decode the instruction of an MMIO or string access")
 KVM_COALESCED_MMIO: Final = _cost("kvm_coalesced_mmio", "put a write into the coalesced MMIO ring")
 KVM_RUN_RETURN: Final = _cost("kvm_run_return", "fill struct kvm_run and return from KVM_RUN to QEMU")
 KVM_RUN_ENTER: Final = _cost("kvm_run_enter", "the ioctl KVM_RUN again, up to the VM entry")

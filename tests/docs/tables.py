@@ -36,6 +36,7 @@ UNITS = {
     "run.engine": "name",
     "run.keep": "name",
     "device.hub": "on, off",
+    "device.mmio": "on, off",
     "device.event_idx": "on, off",
     "device.mitigation": "on, off",
     "device.poll": "on, off",
