@@ -47,6 +47,9 @@ PYTHON, FULL = {"quick": 3_000, "normal": 20_000, "long": 50_000}, {"quick": 50_
 CUSTOMERS = {"quick": 10_000, "normal": 100_000, "long": 100_000}
 GROWTH = {"quick": [10**4, 10**5], "normal": [10**5, 10**6], "long": [10**5, 10**6, 10**7]}
 ROUNDS = {"quick": 3, "normal": 5, "long": 5}
+QUEUE_PAIRS = (1, 2, 4, 8)
+COUNTED = 3_000
+"""Requests on SimPy from which events per request are counted, where that is not a contestant."""
 
 Contestant = Callable[[], dict[str, Any]]
 
@@ -94,9 +97,11 @@ class Events:
         self.per_request[result.specification.model.name] = result.events / requests
 
 
-def playing(name: str, settings: dict[str, Any], engine: str, requests: int, events: Events) -> Contestant:
+def playing(
+    name: str, settings: dict[str, Any], engine: str, requests: int, events: Events, workload: str = "tx"
+) -> Contestant:
     def spec(count: int) -> Specification:
-        return specify(name, workload="tx", settings={**settings, "run.engine": engine, "run.requests": count})
+        return specify(name, workload=workload, settings={**settings, "run.engine": engine, "run.requests": count})
 
     def contestant() -> dict[str, Any]:
         fixed, _ = cpu(lambda: run(spec(1)))
@@ -158,11 +163,11 @@ def in_c(name: str, play: Any, spec: Specification, directory: Path) -> Contesta
     return contestant
 
 
-def first_compilation() -> dict[str, float]:
-    """A fresh process that has to compile the transmit path, and one that finds its code on disk."""
+def first_compilation(name: str, workload: str, settings: dict[str, Any]) -> dict[str, float]:
+    """A fresh process that has to compile a path, and one that finds its code on disk."""
     program = (
         "import time\nfrom iosim.run import run\nfrom iosim.specification import specify\n"
-        f"spec = specify('virtio-net', workload='tx', settings={{**{TRANSMIT!r}, 'run.engine': 'compiled', "
+        f"spec = specify({name!r}, workload={workload!r}, settings={{**{settings!r}, 'run.engine': 'compiled', "
         "'run.requests': 1})\nbegan = time.process_time()\nrun(spec)\nprint(time.process_time() - began)"
     )
     command = [sys.executable, "-c", program]
@@ -201,8 +206,26 @@ def paths(size: str, rounds: int, directory: Path) -> dict[str, Any]:
         if "C" in rows and rows["C"]["digest"] != rows["iosim compiled"]["digest"]:
             sys.exit(f"the C loop and iosim disagree about the trace of {path}")
     if compiled:
-        found["first use of a path"] = first_compilation()
+        found["first use of a path"] = first_compilation("virtio-net", "tx", TRANSMIT)
     return found
+
+
+def queue_pairs(size: str, rounds: int) -> dict[str, Any]:
+    """vhost-net with 1 to 8 queue pairs, a vCPU and a flow for each: the same code for all but the first."""
+    contestants: dict[str, Contestant] = {}
+    compiling: dict[str, float] = {}
+    for pairs in QUEUE_PAIRS:
+        settings = {"device.queues": pairs}
+        label = f"{pairs} queue pair{'s' if pairs > 1 else ''}"
+        events = Events()
+        say(f"vhost-net rr, {label}, counting events")
+        counted = {**settings, "run.engine": "simpy", "run.requests": COUNTED}
+        events.learn(run(specify("vhost-net", workload="rr", settings=counted)))
+        contestants[label] = playing("vhost-net", settings, "compiled", FULL[size], events, "rr")
+        say(f"vhost-net rr, {label}, first use")
+        compiling[label] = first_compilation("vhost-net", "rr", settings)["compiling_s"]
+    found = take_turns(contestants, rounds)
+    return {label: {**row, "compiling_s": compiling[label]} for label, row in found.items()}
 
 
 # -- the other comparisons ------------------------------------------------------------------------------------------
@@ -302,28 +325,36 @@ def ratios(found: dict[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
+def show_rows(title: str, rows: dict[str, Any], compiling: bool = False) -> None:
+    print(f"{title:<42} {'requests/s':>12} {'events/req':>10} {'ns/event':>9}", end="")
+    print(f" {'fixed ms':>9} {'result ms':>9} {'mean us':>8}{' compiling s' if compiling else ''}")
+    for name, row in rows.items():
+        fixed = f"{row['fixed_ms']:9.1f}" if "fixed_ms" in row else f"{'-':>9}"
+        after = f"{row['result_ms']:9.1f}" if "result_ms" in row else f"{'-':>9}"
+        latency = f"{row['mean_latency_us']:8.2f}" if "mean_latency_us" in row else f"{'-':>8}"
+        first = f" {row['compiling_s']:11.2f}" if compiling else ""
+        print(
+            f"  {name:<40} {row['requests_per_s']:12,.0f} {row['events_per_request']:10.1f} "
+            f"{row['ns_per_event']:9.0f} {fixed} {after} {latency}{first}"
+        )
+
+
 def show(found: dict[str, Any]) -> None:
     print(f"{found['machine']}; {found['rounds']} rounds; CPU time, medians\n")
     for path, rows in found["paths"].items():
         if path == "first use of a path":
             continue
         note = f", Poisson, {RATE:,}/s" if path == "virtio-net tx" else ", saturated, random costs"
-        print(f"{path + note:<42} {'requests/s':>12} {'events/req':>10} {'ns/event':>9}", end="")
-        print(f" {'fixed ms':>9} {'result ms':>9} {'mean us':>8}")
-        for name, row in rows.items():
-            fixed = f"{row['fixed_ms']:9.1f}" if "fixed_ms" in row else f"{'-':>9}"
-            after = f"{row['result_ms']:9.1f}" if "result_ms" in row else f"{'-':>9}"
-            latency = f"{row['mean_latency_us']:8.2f}" if "mean_latency_us" in row else f"{'-':>8}"
-            print(
-                f"  {name:<40} {row['requests_per_s']:12,.0f} {row['events_per_request']:10.1f} "
-                f"{row['ns_per_event']:9.0f} {fixed} {after} {latency}"
-            )
+        show_rows(path + note, rows)
         print("  the C loop's trace is iosim's, stamp by stamp" if "C" in rows else "  C: skipped, no cc here")
         print()
     if "first use of a path" in found["paths"]:
         first = found["paths"]["first use of a path"]
         print(f"virtio-net tx in a fresh process: compiled in {first['compiling_s']:.2f} s, ", end="")
         print(f"from the cache on disk in {first['from_disk_s']:.2f} s\n")
+    if "queue pairs" in found:
+        show_rows("vhost-net rr, depth 1 in each flow", found["queue pairs"], compiling=True)
+        print()
     print(f"{'M/M/1':<42} {'customers/s':>12} {'mean stay':>10}  (theory: {mm1.STAY})")
     for name, row in found["queue"].items():
         print(f"  {name:<40} {row['customers_per_s']:12,.0f} {row['mean_stay']:10.2f}")
@@ -369,6 +400,8 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as directory:
         found["paths"] = paths(size, rounds, Path(directory))
+    if compiled_available():
+        found["queue pairs"] = queue_pairs(size, rounds)
     found["queue"] = queue(size, rounds)
     if compiled_available():
         found["growth"] = long_runs(size, rounds)

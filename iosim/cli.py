@@ -190,6 +190,140 @@ def qemu(file: str, as_json: bool) -> None:
         _print(room.render(machine))
 
 
+@cli.group(cls=_Group)
+def ring() -> None:
+    """Virtqueues made visible: decode one from memory, play one step by step, look into a simulated one."""
+
+
+_EVERY = click.option("--all", "every", is_flag=True, help="Every descriptor, also of large queues.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document to stdout, nothing else there.")
+
+
+@ring.command()
+@click.argument("file", metavar="FILE")
+@click.option("--snapshot", metavar="N|LABEL", help="Only this one: its number from 0, or the first with this label.")
+@click.option("--base", metavar="ADDR", help="FILE is a plain dump of memory from this address on (QEMU: pmemsave).")
+@click.option("--size", metavar="N", help="Of a dump: descriptors.")
+@click.option("--desc", metavar="ADDR", help="Of a dump: the descriptor table (packed: ring).")
+@click.option("--avail", metavar="ADDR", help="Of a dump: the available ring (packed: driver event area).")
+@click.option("--used", metavar="ADDR", help="Of a dump: the used ring (packed: device event area).")
+@click.option("--packed", is_flag=True, help="Of a dump: the queue is packed.")
+@click.option("--event-idx/--no-event-idx", default=None, help="Whether EVENT_IDX was negotiated (default: yes).")
+@_EVERY
+@_JSON
+def decode(file: str, snapshot: str | None, every: bool, as_json: bool, **place: Any) -> None:
+    """A virtqueue in a file: a JSON document of snapshots, or a plain dump of guest memory."""
+    from iosim.ring.image import choose, read_dump, read_snapshots
+    from iosim.ring.view import Place
+    from iosim.show_ring import ring_view
+
+    said = {name: _whole(place[name], f"--{name}") for name in ("base", "size", "desc", "avail", "used")}
+    event_idx = place["event_idx"]
+    if said["base"] is None:
+        for name in ("size", "desc", "avail", "used"):
+            if said[name] is not None:
+                raise IosimError("is about a plain dump; add --base ADDR", f"--{name}")
+        found = read_snapshots(file, event_idx=event_idx)
+    else:
+        missing = [f"--{name}" for name, value in said.items() if value is None]
+        if missing:
+            raise IosimError(f"where does the queue stand? {', '.join(missing)} is missing", "--base")
+        size, desc, avail, used = (said[name] or 0 for name in ("size", "desc", "avail", "used"))
+        queue = Place(size, desc, avail, used, event_idx is not False, place["packed"])
+        found = [read_dump(file, said["base"], queue)]
+    chosen = found if snapshot is None else [choose(found, snapshot)]
+    views = [(one.label, one.view()) for one in chosen]
+    if as_json:
+        click.echo(json.dumps([{"label": label, **view.to_dict()} for label, view in views], indent=2))
+        return
+    for number, (label, view) in enumerate(views):
+        if number:
+            click.echo()
+        _print(ring_view(view, label, every=every))
+
+
+@ring.command()
+@click.argument("steps", nargs=-1, metavar="[STEP...]")
+@click.option("--size", default="8", metavar="N", help="Descriptors (default 8).")
+@click.option("--packed", is_flag=True, help="A packed virtqueue.")
+@click.option("--event-idx/--no-event-idx", default=True, help="Negotiate EVENT_IDX (default: yes).")
+@click.option("--indirect", is_flag=True, help="Negotiate INDIRECT_DESC.")
+@click.option("--in-order", is_flag=True, help="Negotiate IN_ORDER.")
+@click.option("--quiet", "-q", is_flag=True, help="The steps' outcomes only; the ring once, at the end.")
+@_EVERY
+@_JSON
+def step(steps: tuple[str, ...], size: str, quiet: bool, every: bool, as_json: bool, **features: bool) -> None:
+    """A virtqueue played step by step, from the arguments or from stdin; 'iosim ring steps' lists them.
+
+    iosim ring step "add out 64 in 512; kick; pop; push 512; interrupt; get"
+    """
+    from iosim.ring.session import Session
+    from iosim.show_ring import ring_view
+
+    session = Session(_whole(size, "--size") or 0, **features)
+    played = []
+    for line in steps or _lines():
+        for text in session.play(line):
+            played.append({"step": text, **session.view().to_dict()})
+            if not as_json:
+                click.echo(text)
+                if not quiet:
+                    _print(ring_view(session.view(), every=every))
+                    click.echo()
+    if as_json:
+        click.echo(json.dumps(played, indent=2))
+    elif quiet:
+        _print(ring_view(session.view(), every=every))
+
+
+@ring.command()
+def steps() -> None:
+    """The steps that 'iosim ring step' knows."""
+    from iosim.ring.session import STEPS
+
+    for text in STEPS.values():
+        click.echo(text)
+
+
+@ring.command()
+@click.argument("model", metavar="MODEL|FILE")
+@click.option("--at", "time", default="1ms", metavar="TIME", help="When, from the start of the run (default 1ms).")
+@_common
+@_EVERY
+def show(model: str, time: str, every: bool, **options: Any) -> None:
+    """The virtqueues of a simulated path at a moment of its run."""
+    from iosim.compare import ask
+    from iosim.host.units import parse_time
+    from iosim.queues import queues
+    from iosim.run import install
+    from iosim.show_ring import ring_view
+
+    asked = ask(model)
+    arguments = _arguments(options)
+    moment = parse_time(time, "--at")
+    if moment < 0:
+        raise IosimError(f"'{time}' lies before the start", "--at")
+    path = install(
+        asked.model,
+        workload=arguments["workload"],
+        host=arguments["host"],
+        seed=arguments["seed"],
+        settings={**asked.settings, **arguments["settings"]},
+    )
+    if moment:
+        path.env.run(until=moment)
+    views = queues(path)
+    if not views:
+        raise IosimError(f"{asked.model} has no virtqueues", "MODEL")
+    if options["as_json"]:
+        click.echo(json.dumps({name: view.to_dict() for name, view in views.items()}, indent=2))
+        return
+    for number, (name, view) in enumerate(views.items()):
+        if number:
+            click.echo()
+        _print(ring_view(view, f"{name} at {time}", every=every))
+
+
 @cli.command()
 def models() -> None:
     """The models there are, one line each."""
@@ -237,6 +371,26 @@ def settings(model: str) -> None:
     _print(settings_table(registry.find(model)))
 
 
+@cli.command()
+@click.argument("device", metavar="vhost-user-blk|vhost-user-net")
+@click.option("--socket", required=True, metavar="PATH", help="The socket to make; QEMU connects there.")
+@click.option("--disk", metavar="FILE", help="blk: the file that is the disk.")
+@click.option("--size", metavar="SIZE", help="blk: a disk in memory instead, as 64M (the default).")
+@click.option("--read-only", is_flag=True, help="blk: the guest may not write.")
+@click.option("--serial", default="iosim", metavar="NAME", help="blk: what the guest reads as serial number.")
+@click.option("--queues", type=int, default=1, metavar="N", help="Request queues, or pairs of queues.")
+@click.option("--queue-size", type=int, metavar="N", help="Descriptors, in the command line that is printed.")
+@click.option("--event-idx/--no-event-idx", default=True, help="Offer VIRTIO_F_EVENT_IDX (default).")
+@click.option("--indirect/--no-indirect", default=True, help="Offer VIRTIO_F_INDIRECT_DESC (default).")
+@click.option("--packed/--split", default=False, help="Offer VIRTIO_F_RING_PACKED (default: split virtqueues).")
+@click.option("--once", is_flag=True, help="End when the first guest has gone; otherwise Ctrl-C ends it.")
+def serve(device: str, size: str | None, queue_size: int | None, once: bool, **options: Any) -> None:
+    """A device for somebody's QEMU over vhost-user, its rings shown live."""
+    from iosim.serve.command import serve as run_serve
+
+    run_serve(device, size=size, queue_size=queue_size, once=once, **options)
+
+
 # -- helpers ----------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +410,28 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
         text = options[name]
         found[name] = None if text is None else literal(text) if name != "duration" else text
     return found
+
+
+def _whole(text: str | None, option: str) -> int | None:
+    """A whole number in any of Python's bases, as addresses are written."""
+    if text is None:
+        return None
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise IosimError(f"'{text}' is no whole number; write it as 4096 or 0x1000", option) from None
+
+
+def _lines() -> Iterator[str]:
+    """Steps typed or piped in, one line after the other."""
+    interactive = sys.stdin.isatty()
+    while True:
+        if interactive:
+            click.echo("ring> ", nl=False)
+        line = sys.stdin.readline()
+        if not line or line.strip() in ("quit", "exit"):
+            return
+        yield line
 
 
 def _check_workers(workers: int | None) -> None:

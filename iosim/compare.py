@@ -202,9 +202,9 @@ def specify_all(
 ) -> list[Specification]:
     """Return the specifications of paths that are to be compared, all under the same settings.
 
-    A ``device.`` setting goes to the models that have it; one that no model has is an error.
+    A ``device.`` or ``guest.`` setting goes to the models that have it; one that no model has is an error.
     """
-    devices = {key: value for key, value in settings.items() if key.startswith("device.")}
+    devices = {key: value for key, value in settings.items() if key.startswith(("device.", "guest."))}
     common = {key: value for key, value in settings.items() if key not in devices}
     known = [set(valid_keys(registry.find(a.model))) for a in asked]
     for key in devices:
@@ -253,8 +253,20 @@ def compare(
     asked = _unique([ask(path) for path in paths])
     results = run_all(specify_all(asked, workload, host, given), progress, workers)
     warnings = [f"{a.label}: {note}" for a in asked for note in a.warnings]
+    warnings += _unequal_flows(asked, results)
     warnings += [f"{a.label}: {line}" for a, r in zip(asked, results, strict=True) for line in r.warnings]
     return Comparison(asked, results, warnings)
+
+
+def _unequal_flows(asked: Sequence[Asked], results: Sequence[Result]) -> list[str]:
+    """Say so where the paths are not under the same load, since each has one flow for each queue pair."""
+    flows = [r.specification.workload.flows for r in results]
+    if len(set(flows)) == 1:
+        return []
+    each = ", ".join(f"{a.label} {n}" for a, n in zip(asked, flows, strict=True))
+    able = all(r.specification.model.smp for r in results)
+    hint = f"; workload.flows={max(flows)} gives each the same load" if able else ""
+    return [f"the paths play different numbers of flows ({each}), so not the same load{hint}"]
 
 
 def _unique(asked: list[Asked]) -> list[Asked]:

@@ -13,7 +13,7 @@ from iosim.host import costs, hosts
 from iosim.host.hosts import Host
 from iosim.host.units import show_time
 from iosim.model import Model
-from iosim.settings import RunSettings, Settings, WorkloadSettings
+from iosim.settings import GuestSettings, RunSettings, Settings, WorkloadSettings
 
 if TYPE_CHECKING:
     from iosim.engine.distributions import Distribution
@@ -113,7 +113,8 @@ def _property(name: str, value: float | bool) -> str:
 
 def setting_rows(model: Model) -> Iterator[tuple[str, str, str]]:
     """Every setting that a run of the model knows: name, default, meaning."""
-    for prefix, group in (*GROUPS, ("device", model.settings)):
+    guest = (("guest", GuestSettings),) if model.smp else ()
+    for prefix, group in (*GROUPS, *guest, ("device", model.settings)):
         for name, field in group.model_fields.items():
             yield f"{prefix}.{name}", _default(group, name), field.description or ""
     host = hosts.load(hosts.DEFAULT)

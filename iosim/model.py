@@ -9,10 +9,8 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from iosim.errors import IosimError, unknown
-from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.settings import Settings
-from iosim.workload.spec import Workload
 
 GROUP: Final = "iosim.models"
 
@@ -25,17 +23,21 @@ class Model:
         name: Its registered name.
         summary: One line for people.
         settings: Its ``device.*`` settings.
-        build: Makes the machine room of one run, processes installed in its `System`.
+        build: Makes the machine room of one run, processes installed in its `System`, from the host, the workload and
+            the model's settings.
         workloads: The workloads it can play; the first is its default.
         costs: Costs that its settings define, in ps (a distribution each), by name: none for a path on a host.
+        smp: Its guest may have several vCPUs, and its workload several flows: `build` gets the number of vCPUs too,
+            and the settings have ``queues``.
     """
 
     name: str
     summary: str
     settings: type[Settings]
-    build: Callable[[Host, Workload, Any], Machine]
+    build: Callable[..., Machine]
     workloads: tuple[str, ...] = ("rr", "tx", "rx")
     costs: Callable[[Any], dict[str, Any]] | None = None
+    smp: bool = False
 
 
 @cache

@@ -117,7 +117,7 @@ def install(
 
 def install_specification(spec: Specification, env: simpy.Environment | None = None) -> Installed:
     """Install a run in an environment, without an observer: it goes on until the environment stops."""
-    machine = spec.model.build(spec.host, spec.workload, spec.device)
+    machine = spec.build()
     engine = _engine(spec, machine, env)
     return Installed(spec, machine, engine, engine.env)
 
@@ -189,7 +189,7 @@ def simulate(
 
 def run(spec: Specification, progress: Progress | None = None) -> Result:
     """Run a specification, on the engine that it names or that suits its length; the result is the same."""
-    machine = spec.model.build(spec.host, spec.workload, spec.device)
+    machine = spec.build()
     observer = _Observer(spec, machine, progress)
     machine.system.process(OBSERVER, observer.watch())
     engine: SimpyEngine | CompiledEngine

@@ -1,7 +1,7 @@
 """The vocabulary of settings: one set of dotted names for the command line, for files and for Python.
 
-``workload.*`` says what is asked, ``host.*`` on what, ``device.*`` of what, ``run.*`` how long. Times are text with a
-unit (``5us``), rates and sizes plain numbers or with a suffix (``100k``), bit rates ``10Gbit/s``.
+``workload.*`` says what is asked, ``host.*`` on what, ``guest.*`` and ``device.*`` of what, ``run.*`` how long. Times
+are text with a unit (``5us``), rates and sizes plain numbers or with a suffix (``100k``), bit rates ``10Gbit/s``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from iosim.errors import IosimError, unknown
 from iosim.host.units import parse_cost, parse_count, parse_time
 
 MAX_REQUESTS = 100_000_000
+MOST_QUEUE_PAIRS = 8
+MOST_FLOWS = 64
+MOST_UNDER_WAY = 8192
+"""Requests under way in a closed loop, of all flows: each is a connection of the client in ``rr``."""
 LARGEST_QUEUE = 32768
 """Descriptors (virtio 1.2, 2.7)."""
 
@@ -94,10 +98,16 @@ class WorkloadSettings(Settings):
     name: Literal["rr", "tx", "rx"] = Field("rr", description="rr, tx or rx")
     size: Whole | None = Field(None, ge=1, description="payload bytes of a packet; rr: 1, tx and rx: 64")
     depth: Whole | None = Field(
-        None, ge=1, le=1024, description="requests under way in a closed loop; rr: 1, tx and rx: 32"
+        None, ge=1, le=1024, description="requests under way in a closed loop, in each flow; rr: 1, tx and rx: 32"
+    )
+    flows: Whole | None = Field(
+        None, ge=1, le=MOST_FLOWS, description="sockets, each with an application; one for each queue pair"
     )
     rate: Number | None = Field(
-        None, ge=0.01, le=1e9, description="requests per second of an open loop; without it the loop is closed"
+        None,
+        ge=0.01,
+        le=1e9,
+        description="requests per second of an open loop, of all flows; without it the loop is closed",
     )
     arrivals: Literal["closed", "poisson", "constant"] | None = Field(
         None, description="closed, or poisson or constant at workload.rate (default: poisson if a rate is given)"
@@ -124,6 +134,12 @@ class RunSettings(Settings):
     replication: Whole = Field(0, ge=0, le=2**31 - 1, description="keys them too: another sample of the same")
 
 
+class GuestSettings(Settings):
+    """``guest.*``: the guest, where a model has more than one vCPU of it."""
+
+    vcpus: Whole | None = Field(None, ge=1, description="vCPUs (-smp), no more than queue pairs; one for each pair")
+
+
 class VirtioQueues(Settings):
     """The ``device.*`` settings that every virtio NIC has, whatever serves its queues."""
 
@@ -132,13 +148,19 @@ class VirtioQueues(Settings):
     event_idx: Flag = Field(True, description="VIRTIO_F_EVENT_IDX: suppression by event index, else by flags")
 
 
+class VirtioQueuePairs(VirtioQueues):
+    """The ``device.*`` settings of a virtio NIC that may have several queue pairs."""
+
+    queues: Whole = Field(1, ge=1, le=MOST_QUEUE_PAIRS, description="queue pairs (-netdev tap,queues= and mq=on)")
+
+
 def check(model: type[Settings], values: Mapping[str, Any], prefix: str, where: str | None = None) -> Any:
     """Return a group of settings made of ``values``, or raise one line that names the key and what would be right.
 
     Args:
         model: The group.
         values: By their names without the prefix.
-        prefix: ``workload``, ``device`` or ``run``.
+        prefix: ``workload``, ``guest``, ``device`` or ``run``.
         where: Where they were typed, for the error.
     """
     for name in values:

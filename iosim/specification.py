@@ -10,12 +10,23 @@ from iosim.engine.distributions import Constant, Distribution, Exponential, cons
 from iosim.errors import IosimError, unknown
 from iosim.host import costs, hosts
 from iosim.host.hosts import Cost, Host, Property
+from iosim.host.machine import Machine
 from iosim.host.units import parse_cost, parse_per_byte, parse_rate_bits
 from iosim.model import Model, find
-from iosim.settings import RunSettings, Settings, WorkloadSettings, check, keys, parse_flag
+from iosim.settings import (
+    MOST_UNDER_WAY,
+    GuestSettings,
+    RunSettings,
+    Settings,
+    VirtioQueuePairs,
+    WorkloadSettings,
+    check,
+    keys,
+    parse_flag,
+)
 from iosim.workload.spec import CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, POISSON, Workload
 
-GROUPS: Final = ("workload", "host", "device", "run")
+GROUPS: Final = ("workload", "host", "guest", "device", "run")
 DEFAULT_SIZE: Final = {"rr": 1, "tx": 64, "rx": 64}
 CONSTANT_COSTS: Final = "constant"
 MIN_WARMUP, MAX_WARMUP, WARMUP_PART = 10, 1000, 20
@@ -30,6 +41,7 @@ class Specification:
         host: Costs and properties, settings applied.
         host_name: The host as it was asked for.
         workload: The workload.
+        vcpus: vCPUs of the guest.
         device: The model's own settings.
         run: How long, and with which random numbers.
         warmup: Requests completed before the window opens.
@@ -41,11 +53,17 @@ class Specification:
     host: Host
     host_name: str
     workload: Workload
+    vcpus: int
     device: Settings
     run: RunSettings
     warmup: int
     constant: bool
     given: Mapping[str, Any]
+
+    def build(self) -> Machine:
+        """Return the machine room of one run, its processes installed and not started."""
+        guest = (self.vcpus,) if self.model.smp else ()
+        return self.model.build(self.host, self.workload, self.device, *guest)
 
     def cost_distributions(self) -> list[Distribution]:
         """Return the distribution of each cost of the catalogue, in its order."""
@@ -75,6 +93,7 @@ class Specification:
             "workload.name": w.name,
             "workload.size": w.size,
             "workload.depth": w.depth,
+            "workload.flows": w.flows,
             "workload.arrivals": w.arrivals,
             "workload.rate": w.rate or None,
             "workload.think_time": _time_text(w.think_time),
@@ -92,6 +111,8 @@ class Specification:
         for key, value in self.given.items():
             if key.startswith("host.costs."):
                 out[key] = value
+        if self.model.smp:
+            out["guest.vcpus"] = self.vcpus
         for name, value in self.device.model_dump().items():
             out[f"device.{name}"] = value
         out["run.requests"] = self.run.requests if self.run.duration is None else None
@@ -114,6 +135,7 @@ def valid_keys(model: Model) -> list[str]:
         *(f"host.{name}" for name in hosts.PROPERTY_PARSERS),
         f"host.{CONSTANT_COSTS}",
         *(f"host.costs.{name}" for name in costs.NAMES[: costs.HOST_COSTS]),
+        *(keys(GuestSettings, "guest") if model.smp else []),
         *keys(model.settings, "device"),
         *keys(RunSettings, "run"),
     ]
@@ -154,11 +176,13 @@ def specify(
     chosen = hosts.load(host) if isinstance(host, str) else host
     applied, constant = _host(chosen, groups["host"], found)
     device: Settings = check(found.settings, groups["device"], "device")
+    pairs = device.queues if isinstance(device, VirtioQueuePairs) else 1
     return Specification(
         model=found,
         host=applied,
         host_name=chosen.name,
-        workload=_workload(wanted, found),
+        workload=_workload(wanted, found, pairs),
+        vcpus=_vcpus(groups["guest"], found, pairs),
         device=device,
         run=run,
         warmup=_warmup(run),
@@ -167,7 +191,38 @@ def specify(
     )
 
 
-def _workload(w: WorkloadSettings, model: Model) -> Workload:
+def _vcpus(given: Mapping[str, Any], model: Model, pairs: int) -> int:
+    if given and not model.smp:
+        raise unknown("setting", f"guest.{next(iter(given))}", valid_keys(model))
+    guest: GuestSettings = check(GuestSettings, given, "guest")
+    vcpus = pairs if guest.vcpus is None else guest.vcpus
+    if vcpus > pairs:
+        raise IosimError(
+            f"{vcpus} vCPUs, and {_count(pairs, 'queue pair')}: what is sent, received and run is on the vCPUs of the "
+            f"pairs, others would do nothing; give {pairs}, or more device.queues",
+            "guest.vcpus",
+        )
+    return vcpus
+
+
+def _flows(given: int | None, model: Model, pairs: int) -> int:
+    flows = pairs if given is None else given
+    if flows > 1 and not model.smp:
+        raise IosimError(f"{model.name} plays one flow, not {flows}", "workload.flows")
+    if flows < pairs:
+        raise IosimError(
+            f"{_count(flows, 'flow')} for {pairs} queue pairs: a flow is sent by one of them, others would do nothing; "
+            f"give {pairs} or more, or fewer device.queues",
+            "workload.flows",
+        )
+    return flows
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _workload(w: WorkloadSettings, model: Model, pairs: int) -> Workload:
     if w.name not in model.workloads:
         raise IosimError(
             f"{model.name} plays {', '.join(model.workloads)}, not {w.name}", "workload.name"
@@ -186,7 +241,13 @@ def _workload(w: WorkloadSettings, model: Model) -> Workload:
     if arrivals != CLOSED and w.depth is not None:
         raise IosimError("an open loop has no depth; leave out workload.depth or workload.rate", "workload.depth")
     depth = DEFAULT_DEPTH[w.name] if w.depth is None else w.depth
-    return Workload(w.name, size, depth, w.rate or 0.0, arrivals, w.think_time, w.peer_delay)
+    flows = _flows(w.flows, model, pairs)
+    if arrivals == CLOSED and depth * flows > MOST_UNDER_WAY:
+        raise IosimError(
+            f"{depth} requests in each of {flows} flows are {depth * flows} under way; the most is {MOST_UNDER_WAY}",
+            "workload.depth",
+        )
+    return Workload(w.name, size, depth, w.rate or 0.0, arrivals, w.think_time, w.peer_delay, flows)
 
 
 def _warmup(run: RunSettings) -> int:

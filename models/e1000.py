@@ -100,9 +100,8 @@ def main_loop(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
 
 def tap_send(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
     """The tap is readable: read packets until there is no more (EAGAIN), the burst is over or the ring is full."""
-    net = e.network
     packets = 0
-    more = net.polled
+    more = e.tap.polled
     while more:
         row = yield from tap_read_packet(e.client)
         if row >= 0:
@@ -111,10 +110,10 @@ def tap_send(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
             else:
                 # e1000_can_receive says no: the packet waits in the net queue, the tap is polled no more.
                 e.held = row
-                net.polled = False
+                e.tap.polled = False
             packets += 1
-        more = row >= 0 and packets < TAP_BURST and net.polled
-    if net.tap.count > 0 and net.polled:
+        more = row >= 0 and packets < TAP_BURST and e.tap.polled
+    if e.tap.frames.count > 0 and e.tap.polled:
         yield from queue_work(q.work, TAP)
 
 
@@ -123,8 +122,8 @@ def build(host: Host, workload: Workload, settings: E1000Settings) -> Machine:
     buffers = settings.tx_descriptors + settings.rx_descriptors
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers)
     loop = MainLoop(room.machine, items=2)
-    room.network.reader = loop.work
-    room.network.reader_item = TAP
+    room.network.tap[0].reader = loop.work
+    room.network.tap[0].reader_item = TAP
     device = E1000(
         room.machine,
         room.vcpu,

@@ -115,7 +115,7 @@ def tap_send(s: NE2000, q: MainLoop) -> Generator[Effect, None, None]:
         row = EMPTY
         if packets < TAP_BURST:
             row = yield from tap_read_packet(s.client)
-    if s.client.network.tap.count > 0:
+    if s.client.tap.frames.count > 0:
         yield from queue_work(q.work, TAP)
 
 
@@ -123,8 +123,8 @@ def build(host: Host, workload: Workload, settings: NE2000Settings) -> Machine:
     """Put the path together for one run."""
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=3)
     loop = MainLoop(room.machine, items=2)
-    room.network.reader = loop.work
-    room.network.reader_item = TAP
+    room.network.tap[0].reader = loop.work
+    room.network.tap[0].reader_item = TAP
     client = NetClient(room.network, room.milestones, settings.hub)
     device = NE2000(room.machine, room.vcpu, loop, client, room.milestones)
     driver = EiDevice(room.machine, room.vcpu, room.socket, device, room.milestones)

@@ -107,7 +107,7 @@ def tap_send(s: PCNet, q: MainLoop) -> Generator[Effect, None, None]:
         row = EMPTY
         if packets < TAP_BURST:
             row = yield from tap_read_packet(s.client)
-    if s.client.network.tap.count > 0:
+    if s.client.tap.frames.count > 0:
         yield from queue_work(q.work, TAP)
 
 
@@ -115,8 +115,8 @@ def build(host: Host, workload: Workload, settings: PCNetSettings) -> Machine:
     """Put the path together for one run."""
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=TX_RING_SIZE + RX_RING_SIZE)
     loop = MainLoop(room.machine, items=2)
-    room.network.reader = loop.work
-    room.network.reader_item = TAP
+    room.network.tap[0].reader = loop.work
+    room.network.tap[0].reader_item = TAP
     device = PCNet(
         room.machine,
         room.vcpu,

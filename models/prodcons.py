@@ -40,7 +40,7 @@ from iosim.model import Model
 from iosim.requests import RequestTable, Stage, mark, mark_past
 from iosim.ring.errors import raise_for
 from iosim.ring.memory import GuestMemory, allocate
-from iosim.ring.split import (
+from iosim.ring.queue import (
     add,
     arm_avail_event,
     arm_used_event,

@@ -99,7 +99,7 @@ def tap_send(s: RTL8139, q: MainLoop) -> Generator[Effect, None, None]:
         row = EMPTY
         if packets < TAP_BURST:
             row = yield from tap_read_packet(s.client)
-    if s.client.network.tap.count > 0:
+    if s.client.tap.frames.count > 0:
         yield from queue_work(q.work, TAP)
 
 
@@ -107,8 +107,8 @@ def build(host: Host, workload: Workload, settings: RTL8139Settings) -> Machine:
     """Put the path together for one run."""
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=CP_TX_RING_SIZE + CP_RX_RING_SIZE)
     loop = MainLoop(room.machine, items=1)
-    room.network.reader = loop.work
-    room.network.reader_item = TAP
+    room.network.tap[0].reader = loop.work
+    room.network.tap[0].reader_item = TAP
     device = RTL8139(
         room.machine,
         room.vcpu,

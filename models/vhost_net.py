@@ -7,6 +7,8 @@ used ring to an eventfd that KVM turns into the MSI (irqfd), on the worker's thr
 
 While it works, notification is off; before it sleeps it arms the event index and looks once more. No work item runs
 longer than its weight, so that one queue cannot starve the other.
+
+With several queue pairs each has all of this for itself: rings, a queue of the tap, a worker.
 """
 
 from __future__ import annotations
@@ -17,21 +19,22 @@ from typing import Final
 from pydantic import Field
 
 from iosim.effects import TASK, Effect, spend, wait
+from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import RX, TX, VirtioNet, dev_queue_xmit
+from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit
 from iosim.host import counters as count
 from iosim.host.costs import REARM_WINDOW, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
 from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
-from iosim.host.network import copy_cold, tap_transmit
+from iosim.host.network import TapQueue, copy_cold, tap_transmit
 from iosim.host.work import WorkQueue, queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
-from iosim.ring.split import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
-from iosim.settings import VirtioQueues, Whole
+from iosim.ring.queue import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
+from iosim.settings import VirtioQueuePairs, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -70,26 +73,30 @@ TX_STAGES: Final = {
 }
 
 
-class VhostNetSettings(VirtioQueues):
+class VhostNetSettings(VirtioQueuePairs):
     """``device.*`` of vhost-net."""
 
     packet_weight: Whole = Field(VHOST_NET_PKT_WEIGHT, ge=1, description="packets after which the queues take turns")
 
 
 class VhostNet:
-    """The vhost device: the device side of both queues, and the batches under way.
+    """The vhost device of one queue pair: the device side of both queues, and the batches under way.
 
     Attributes:
         work: What the worker has to do.
+        tap: The pair's queue of the tap.
         batch: Rows and heads of the packets copied from the transmit ring that are not yet sent.
         done: Packets written to the guest's buffers that are not yet in the used ring.
         kicked: The transmit work was queued by a kick, not by the worker itself.
     """
 
-    __slots__ = ("batch", "batch_head", "done", "driver", "kicked", "packet_weight", "room", "rx", "tx", "work")
+    __slots__ = ("batch", "batch_head", "done", "driver", "kicked", "packet_weight", "room", "rx", "tap", "tx", "work")
 
-    def __init__(self, room: NetworkRoom, work: WorkQueue, driver: VirtioNet, settings: VhostNetSettings) -> None:
+    def __init__(
+        self, room: NetworkRoom, tap: TapQueue, work: WorkQueue, driver: VirtioNet, settings: VhostNetSettings
+    ) -> None:
         self.room = room
+        self.tap = tap
         self.work = work
         self.driver = driver
         self.rx = driver.rx_device
@@ -107,7 +114,7 @@ def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, No
         row = yield from next_packet(a)
         if a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, row)
+            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 def vhost_worker(v: VhostNet) -> Generator[Effect, None, None]:
@@ -163,7 +170,7 @@ def tx_batch(v: VhostNet) -> Generator[Effect, None, None]:
     count_sent = len(v.batch)
     i = 0
     while i < count_sent:
-        yield from tap_transmit(v.room.network, v.batch[i])
+        yield from tap_transmit(v.room.network, v.tap, v.batch[i])
         mark(m.table, v.batch[i], v.room.milestones.processed, m.clock.now)
         fill(v.tx, v.batch_head[i], 0, i)
         i += 1
@@ -182,22 +189,22 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
     m = v.room.machine
     net = v.room.network
     set_notification(v.rx, False)
-    net.polled = False
+    v.tap.polled = False
     packets = 0
     size = 0
     more = True
     while more:
-        row = first(net.tap)
+        row = first(v.tap.frames)
         if row < 0:
             # The socket is empty: have its data-ready wake the worker again.
             more = False
-            net.polled = True
+            v.tap.polled = True
             if packets == 0 and item == KICK_RX:
                 m.counters.n[count.KICKS_SPURIOUS] += 1
         else:
             head = raise_for(pop(v.rx))
             if head >= 0:
-                take_first(net.tap)
+                take_first(v.tap.frames)
                 mark(m.table, row, v.room.milestones.rx_seen, m.clock.now)
                 yield spend(VHOST_PACKET)
                 yield from copy_cold(net)
@@ -253,38 +260,48 @@ def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, No
     wanted = should_notify(queue)
     yield spend(VHOST_SIGNAL)
     if wanted:
-        yield from deliver_interrupt(v.room.vcpu, vector)
+        yield from deliver_interrupt(v.driver.vcpu, v.driver.napi + vector)
     else:
         v.room.machine.counters.n[count.INTERRUPTS_SUPPRESSED] += 1
     return wanted
 
 
-def build(host: Host, workload: Workload, settings: VhostNetSettings) -> Machine:
+def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
+    pairs = settings.queues
     buffers = settings.rx_queue_size + settings.tx_queue_size
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=2, buffers=buffers)
-    thread = room.system.thread("vhost")
-    work = WorkQueue(room.system, "vhost worker", items=3)
-    room.network.reader = work
-    room.network.reader_item = TAP
-    driver = VirtioNet(
-        room.machine,
-        room.vcpu,
-        room.socket,
-        room.milestones,
-        work,
-        KICK_RX,
-        KICK_TX,
-        rx_size=settings.rx_queue_size,
-        tx_size=settings.tx_queue_size,
-        event_idx=settings.event_idx,
-        frame=workload.frame,
-    )
-    # At start vhost polls both eventfds and the tap, with notification on, as QEMU left the queues.
-    vhost = VhostNet(room, work, driver, settings)
-    room.machine.parts["driver"] = driver
-    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
-    room.system.process("vhost worker", vhost_worker(vhost), thread)
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
+    system = room.system
+    softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
+    drivers: list[VirtioNet] = []
+    for i in range(pairs):
+        tap = room.network.tap[i]
+        tap.reader = WorkQueue(system, instance("vhost worker", i), items=3)
+        tap.reader_item = TAP
+        driver = VirtioNet(
+            room.machine,
+            softnets[i % vcpus],
+            i,
+            room.sockets,
+            room.sockets[i::pairs],
+            room.milestones,
+            tap.reader,
+            KICK_RX,
+            KICK_TX,
+            rx_size=settings.rx_queue_size,
+            tx_size=settings.tx_queue_size,
+            event_idx=settings.event_idx,
+            frame=workload.frame,
+        )
+        drivers.append(driver)
+        room.machine.parts[instance("driver", i)] = driver
+    for i, a in enumerate(room.applications):
+        system.process(instance("application", i), application(a, drivers[i % pairs]), a.vcpu.thread, TASK)
+    for i, driver in enumerate(drivers):
+        # At start vhost polls both eventfds and the tap, with notification on, as QEMU left the queues.
+        vhost = VhostNet(room, room.network.tap[i], room.network.tap[i].reader, driver, settings)
+        thread = system.thread("vhost" if pairs == 1 else f"vhost-{i}")
+        system.process(instance("vhost worker", i), vhost_worker(vhost), thread)
     return room.machine
 
 
@@ -293,4 +310,5 @@ MODEL: Final = Model(
     summary="virtio NIC served by a vhost worker in the host's kernel: ioeventfd, tap, irqfd",
     settings=VhostNetSettings,
     build=build,
+    smp=True,
 )

@@ -8,6 +8,8 @@ and looks once more, for what came in between.
 
 Receiving. The tap becomes readable, ppoll returns, and QEMU reads packets until there is no more: each is copied into
 a buffer that the guest has posted, pushed to the used ring, and announced by an ioctl.
+
+With several queue pairs each has rings, a bottom half and a queue of the tap for itself; but there is one main loop.
 """
 
 from __future__ import annotations
@@ -18,21 +20,22 @@ from typing import Final
 from pydantic import Field
 
 from iosim.effects import TASK, Effect, spend
+from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import RX, TX, VirtioNet, dev_queue_xmit
+from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, QEMU_VIRTIO_PACKET, REARM_WINDOW, SYS_IOCTL, SYS_READ, SYS_WRITE
 from iosim.host.hosts import Host
 from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
-from iosim.host.network import copy_cold, copy_hot, tap_read, tap_transmit
+from iosim.host.network import TapQueue, copy_cold, copy_hot, tap_read, tap_transmit
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
-from iosim.ring.split import DeviceQueue, empty, pop, push, set_notification, should_notify
-from iosim.settings import Flag, VirtioQueues, Whole
+from iosim.ring.queue import DeviceQueue, empty, pop, push, set_notification, should_notify
+from iosim.settings import Flag, VirtioQueuePairs, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -42,7 +45,8 @@ from iosim.workload.spec import Workload
 KICK_RX: Final = RX
 KICK_TX: Final = TX
 TAP: Final = 2
-"""What the main loop polls: the ioeventfds of the two queues, and the tap."""
+ITEMS: Final = 3
+"""What the main loop polls for each queue pair: the ioeventfds of the two queues, and the queue of the tap."""
 
 TAP_BURST: Final = 50
 """Packets that one call of tap_send reads at most, so as not to keep the big QEMU lock (QEMU net/tap.c)."""
@@ -67,7 +71,7 @@ TX_STAGES: Final = {
 }
 
 
-class VirtioNetSettings(VirtioQueues):
+class VirtioNetSettings(VirtioQueuePairs):
     """``device.*`` of virtio-net."""
 
     tx_burst: Whole = Field(256, ge=1, le=1 << 20, description="x-txburst: packets one bottom half sends")
@@ -75,15 +79,27 @@ class VirtioNetSettings(VirtioQueues):
 
 
 class QemuVirtioNet:
-    """QEMU's back end: the device side of both queues, and what virtio_net keeps beside it."""
+    """QEMU's back end of one queue pair: the device side of both queues, and what virtio_net keeps beside it.
 
-    __slots__ = ("driver", "held", "hub", "loop", "room", "rx", "spurious", "tx", "tx_burst", "tx_waiting", "vcpu")
+    Attributes:
+        tap: The pair's queue of the tap.
+        bh: The bottom half that drains the transmit queue is scheduled.
+        held: A packet that found no buffer (-1: none); the tap is not polled meanwhile.
+    """
 
-    def __init__(self, room: NetworkRoom, loop: MainLoop, driver: VirtioNet, settings: VirtioNetSettings) -> None:
+    __slots__ = (
+        "bh", "driver", "held", "hub", "loop", "room", "rx", "spurious", "tap", "tx", "tx_burst", "tx_waiting", "vcpu",
+    )  # fmt: skip
+
+    def __init__(
+        self, room: NetworkRoom, tap: TapQueue, loop: MainLoop, driver: VirtioNet, settings: VirtioNetSettings
+    ) -> None:
         self.room = room
+        self.tap = tap
         self.loop = loop
         self.driver = driver
-        self.vcpu = room.vcpu
+        self.vcpu = driver.vcpu
+        self.bh = False
         self.rx = driver.rx_device
         self.tx = driver.tx_device
         self.tx_burst = settings.tx_burst
@@ -93,33 +109,62 @@ class QemuVirtioNet:
         self.held = -1
 
 
+class QemuNic:
+    """The NIC in QEMU: its queue pairs, and the main loop that serves them all."""
+
+    __slots__ = ("loop", "pairs")
+
+    def __init__(self, loop: MainLoop, pairs: list[QemuVirtioNet]) -> None:
+        self.loop = loop
+        self.pairs = pairs
+
+
 def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
     """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
     while True:
         row = yield from next_packet(a)
         if a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, row)
+            yield from dev_queue_xmit(driver, a.socket, row)
 
 
-def main_loop(q: QemuVirtioNet) -> Generator[Effect, None, None]:
+def main_loop(nic: QemuNic) -> Generator[Effect, None, None]:
     """QEMU's main loop: ppoll, bottom halves, then whatever is ready."""
-    yield from lock_iothread(q.loop)
+    yield from lock_iothread(nic.loop)
     while True:
-        yield from main_loop_wait(q.loop)
-        if q.loop.bh:
-            q.loop.bh = False
-            yield from tx_bh(q)
-        ready = q.loop.work.fifo.count
+        yield from main_loop_wait(nic.loop)
+        if nic.loop.bh:
+            nic.loop.bh = False
+            yield from aio_bh_poll(nic)
+        ready = nic.loop.work.fifo.count
         while ready > 0:
-            item = take_work(q.loop.work)
-            if item == TAP:
+            item = take_work(nic.loop.work)
+            q = nic.pairs[item // ITEMS]
+            source = item % ITEMS
+            if source == TAP:
                 yield from tap_send(q)
-            elif item == KICK_TX:
+            elif source == KICK_TX:
                 yield from handle_tx_bh(q)
             else:
                 yield from handle_rx(q)
             ready -= 1
+
+
+def aio_bh_poll(nic: QemuNic) -> Generator[Effect, None, None]:
+    """Call the bottom halves that are scheduled; one that schedules itself again waits for the next round."""
+    i = 0
+    while i < len(nic.pairs):
+        q = nic.pairs[i]
+        if q.bh:
+            q.bh = False
+            yield from tx_bh(q)
+        i += 1
+
+
+def schedule_bh(q: QemuVirtioNet) -> None:
+    """qemu_bh_schedule: the next ppoll does not sleep."""
+    q.bh = True
+    q.loop.bh = True
 
 
 # -- transmit ---------------------------------------------------------------------------------------------------
@@ -133,7 +178,7 @@ def handle_tx_bh(q: QemuVirtioNet) -> Generator[Effect, None, None]:
         q.tx_waiting = True
         q.spurious = True
         set_notification(q.tx, False)
-        q.loop.bh = True
+        schedule_bh(q)
 
 
 def tx_bh(q: QemuVirtioNet) -> Generator[Effect, None, None]:
@@ -152,7 +197,7 @@ def tx_bh(q: QemuVirtioNet) -> Generator[Effect, None, None]:
             set_notification(q.tx, False)
     if sent > 0:
         q.tx_waiting = True
-        q.loop.bh = True
+        schedule_bh(q)
 
 
 def flush_tx(q: QemuVirtioNet) -> Generator[Effect, None, int]:
@@ -170,7 +215,7 @@ def flush_tx(q: QemuVirtioNet) -> Generator[Effect, None, int]:
         m.counters.n[count.SYS_WRITEV] += 1
         yield spend(SYS_WRITE)
         yield from copy_cold(q.room.network)
-        yield from tap_transmit(q.room.network, row)
+        yield from tap_transmit(q.room.network, q.tap, row)
         mark(m.table, row, q.room.milestones.processed, m.clock.now)
         push(q.tx, head, 0)
         yield from virtio_notify(q, q.tx, TX)
@@ -189,9 +234,9 @@ def tap_send(q: QemuVirtioNet) -> Generator[Effect, None, None]:
     m = q.room.machine
     net = q.room.network
     packets = 0
-    more = net.polled
+    more = q.tap.polled
     while more:
-        row = tap_read(net)
+        row = tap_read(q.tap)
         mark_seen(q, row)
         m.counters.n[count.SYS_READ] += 1
         yield spend(SYS_READ)
@@ -202,9 +247,9 @@ def tap_send(q: QemuVirtioNet) -> Generator[Effect, None, None]:
                 yield spend(QEMU_NET_QUEUE)
             yield from receive(q, row)
             packets += 1
-        more = row >= 0 and packets < TAP_BURST and net.polled
-    if net.tap.count > 0 and net.polled:
-        yield from queue_work(q.loop.work, TAP)
+        more = row >= 0 and packets < TAP_BURST and q.tap.polled
+    if q.tap.frames.count > 0 and q.tap.polled:
+        yield from queue_work(q.loop.work, q.tap.reader_item)
 
 
 def mark_seen(q: QemuVirtioNet, row: int) -> None:
@@ -229,7 +274,7 @@ def receive(q: QemuVirtioNet, row: int) -> Generator[Effect, None, None]:
             mark(m.table, row, q.room.milestones.rx_signalled, m.clock.now)
     else:
         q.held = row
-        q.room.network.polled = False
+        q.tap.polled = False
 
 
 def has_buffers(q: QemuVirtioNet) -> Generator[Effect, None, bool]:
@@ -251,10 +296,10 @@ def handle_rx(q: QemuVirtioNet) -> Generator[Effect, None, None]:
     if q.held >= 0:
         row = q.held
         q.held = -1
-        q.room.network.polled = True
+        q.tap.polled = True
         yield from receive(q, row)
-        if q.room.network.tap.count > 0 and q.room.network.polled:
-            yield from queue_work(q.loop.work, TAP)
+        if q.tap.frames.count > 0 and q.tap.polled:
+            yield from queue_work(q.loop.work, q.tap.reader_item)
     else:
         q.room.machine.counters.n[count.KICKS_SPURIOUS] += 1
 
@@ -266,36 +311,45 @@ def virtio_notify(q: QemuVirtioNet, queue: DeviceQueue, vector: int) -> Generato
     if wanted:
         n[count.SYS_IOCTL] += 1
         yield spend(SYS_IOCTL)
-        yield from deliver_interrupt(q.vcpu, vector)
+        yield from deliver_interrupt(q.vcpu, q.driver.napi + vector)
     else:
         n[count.INTERRUPTS_SUPPRESSED] += 1
     return wanted
 
 
-def build(host: Host, workload: Workload, settings: VirtioNetSettings) -> Machine:
+def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
+    pairs = settings.queues
     buffers = settings.rx_queue_size + settings.tx_queue_size
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=2, buffers=buffers)
-    loop = MainLoop(room.machine, items=3)
-    room.network.reader = loop.work
-    room.network.reader_item = TAP
-    driver = VirtioNet(
-        room.machine,
-        room.vcpu,
-        room.socket,
-        room.milestones,
-        loop.work,
-        KICK_RX,
-        KICK_TX,
-        rx_size=settings.rx_queue_size,
-        tx_size=settings.tx_queue_size,
-        event_idx=settings.event_idx,
-        frame=workload.frame,
-    )
-    qemu = QemuVirtioNet(room, loop, driver, settings)
-    room.machine.parts["driver"] = driver
-    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
-    room.system.process("qemu main loop", main_loop(qemu), loop.thread)
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
+    loop = MainLoop(room.machine, items=ITEMS * pairs)
+    softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
+    qemu: list[QemuVirtioNet] = []
+    for i in range(pairs):
+        tap = room.network.tap[i]
+        tap.reader = loop.work
+        tap.reader_item = ITEMS * i + TAP
+        driver = VirtioNet(
+            room.machine,
+            softnets[i % vcpus],
+            i,
+            room.sockets,
+            room.sockets[i::pairs],
+            room.milestones,
+            loop.work,
+            ITEMS * i + KICK_RX,
+            ITEMS * i + KICK_TX,
+            rx_size=settings.rx_queue_size,
+            tx_size=settings.tx_queue_size,
+            event_idx=settings.event_idx,
+            frame=workload.frame,
+        )
+        qemu.append(QemuVirtioNet(room, tap, loop, driver, settings))
+        room.machine.parts[instance("driver", i)] = driver
+    for i, a in enumerate(room.applications):
+        process = application(a, qemu[i % pairs].driver)
+        room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
+    room.system.process("qemu main loop", main_loop(QemuNic(loop, qemu)), loop.thread)
     return room.machine
 
 
@@ -304,4 +358,5 @@ MODEL: Final = Model(
     summary="virtio NIC served by QEMU's main loop: ioeventfd, bottom half, writev to the tap, MSI by ioctl",
     settings=VirtioNetSettings,
     build=build,
+    smp=True,
 )

@@ -13,6 +13,18 @@ Process: TypeAlias = Generator[Effect, None, None]
 """A process of a model: a generator of effects."""
 
 
+def instance(name: str, number: int) -> str:
+    """Return the name of one of several: that of number 0 is the plain name.
+
+    So its draws are those of the only one, and a run with several differs from a run with one by the others alone.
+
+    Example:
+        >>> instance("vhost worker", 0), instance("vhost worker", 2)
+        ('vhost worker', 'vhost worker 2')
+    """
+    return f"{name} {number}" if number else name
+
+
 class Clock:
     """The simulated time that processes read. ``now`` is in picoseconds; only the engine sets it."""
 

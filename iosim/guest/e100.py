@@ -83,7 +83,7 @@ class Nic:
 
     __slots__ = (
         "cb_to_clean", "cb_to_use", "cbs", "cbs_avail", "device", "handler_done", "machine", "milestones", "rfds",
-        "ru_running", "rx_to_clean", "rx_to_use", "scheduled", "socket", "softirq", "stopped", "tx_wake", "vcpu",
+        "ru_running", "rx_to_clean", "rx_to_use", "scheduled", "socket", "softirq", "stopped", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -104,7 +104,6 @@ class Nic:
         self.scheduled = False
         self.handler_done = 0
         self.softirq = machine.system.channel("guest softirq")
-        self.tx_wake = machine.system.channel("guest tx queue open")
         machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
         vcpu.handler("e100_intr", e100_intr(self))
         # e100_up, before time 0: both lists linked to rings, the receive unit started, the command unit suspended
@@ -144,7 +143,7 @@ def e100_exec_cmd(nic: Nic, command: int, pointer: int) -> Generator[Effect, Non
 def dev_queue_xmit(nic: Nic, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
     while nic.stopped:
-        yield wait(nic.tx_wake)
+        yield wait(nic.socket.tx_wake)
     mark(nic.machine.table, row, nic.milestones.room, nic.machine.clock.now)
     yield level(SOFTIRQ)
     yield from e100_xmit_frame(nic, row)
@@ -245,7 +244,7 @@ def e100_tx_clean(nic: Nic) -> Generator[Effect, None, None]:
         cb = nic.cbs[nic.cb_to_clean]
     if cleaned and nic.stopped:
         nic.stopped = False
-        yield notify(nic.tx_wake)
+        yield notify(nic.socket.tx_wake)
 
 
 def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
@@ -262,7 +261,7 @@ def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
         mark(m.table, row, nic.milestones.taken, m.clock.now)
         yield spend(DRIVER_RECEIVE)
         if m.memory.u16[(rfd >> 1) + 6] > 0:
-            yield from deliver(nic.socket, row)
+            yield from deliver(nic.socket, row, nic.vcpu)
         else:
             # The descriptor before the last has no room (see set_before_last): QEMU truncates the packet to nothing.
             yield from drop(m.window, row)

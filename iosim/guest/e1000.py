@@ -62,7 +62,7 @@ class E1000Driver:
     __slots__ = (
         "device", "handler_done", "itr", "machine", "milestones", "rx_bytes", "rx_fill", "rx_itr", "rx_next",
         "rx_packets", "scheduled", "socket", "softirq", "stopped", "tx_bytes", "tx_clean", "tx_itr", "tx_next",
-        "tx_packets", "tx_unused", "tx_wake", "vcpu",
+        "tx_packets", "tx_unused", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -86,7 +86,6 @@ class E1000Driver:
         self.scheduled = False
         self.handler_done = 0
         self.softirq = machine.system.channel("guest softirq")
-        self.tx_wake = machine.system.channel("guest tx queue open")
         machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
         vcpu.handler("e1000_intr", e1000_intr(self))
         # The probe, before time 0: buffers for both rings, throttling, interrupts on.
@@ -112,7 +111,7 @@ def itr_register(rate: int) -> int:
 def dev_queue_xmit(d: E1000Driver, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
     while d.stopped:
-        yield wait(d.tx_wake)
+        yield wait(d.socket.tx_wake)
     mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
     yield level(SOFTIRQ)
     yield from e1000_xmit_frame(d, row)
@@ -208,7 +207,7 @@ def e1000_clean_tx(d: E1000Driver) -> Generator[Effect, None, int]:
         yield from sock_wfree(d.socket)
     if d.stopped and d.tx_unused >= TX_WAKE_THRESHOLD:
         d.stopped = False
-        yield notify(d.tx_wake)
+        yield notify(d.socket.tx_wake)
     return cleaned
 
 
@@ -233,7 +232,7 @@ def e1000_clean_rx(d: E1000Driver) -> Generator[Effect, None, int]:
         d.rx_packets += 1
         d.rx_bytes += d.device.network.frame
         yield spend(DRIVER_RECEIVE)
-        yield from deliver(d.socket, row)
+        yield from deliver(d.socket, row, d.vcpu)
         if unfilled >= RX_BUFFER_WRITE:
             yield from e1000_alloc_rx_buffers(d, unfilled)
             unfilled = 0

@@ -109,7 +109,7 @@ class EiDevice:
 
     __slots__ = (
         "backlog", "device", "handler_done", "line", "machine", "milestones", "rx_skb", "socket", "softirq", "stopped",
-        "tx1", "tx2", "tx_skb", "tx_wake", "txing", "vcpu",
+        "tx1", "tx2", "tx_skb", "txing", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -130,7 +130,6 @@ class EiDevice:
         self.rx_skb = allocate(machine.memory, BUFFER, BUFFER)
         self.backlog = Fifo(NETDEV_MAX_BACKLOG)
         self.softirq = machine.system.channel("guest softirq")
-        self.tx_wake = machine.system.channel("guest tx queue open")
         machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
         vcpu.handler("ei_interrupt", ei_interrupt(self))
         # NS8390_init, before time 0: the receive ring, the device started, interrupts on.
@@ -146,7 +145,7 @@ class EiDevice:
 def dev_queue_xmit(ei: EiDevice, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
     while ei.stopped:
-        yield wait(ei.tx_wake)
+        yield wait(ei.socket.tx_wake)
     mark(ei.machine.table, row, ei.milestones.room, ei.machine.clock.now)
     yield level(SOFTIRQ)
     yield from ei_start_xmit(ei, row)
@@ -281,7 +280,7 @@ def ei_tx_intr(ei: EiDevice) -> Generator[Effect, None, None]:
             ei.tx1 = SENDING
     if ei.stopped:
         ei.stopped = False
-        yield notify(ei.tx_wake)
+        yield notify(ei.socket.tx_wake)
 
 
 def ei_receive(ei: EiDevice) -> Generator[Effect, None, None]:
@@ -374,6 +373,6 @@ def process_backlog(ei: EiDevice) -> Generator[Effect, None, int]:
         else:
             mark_past(m.table, row, ei.milestones.handled, ei.handler_done)
             mark(m.table, row, ei.milestones.taken, m.clock.now)
-            yield from deliver(ei.socket, row)
+            yield from deliver(ei.socket, row, ei.vcpu)
         work += 1
     return work

@@ -76,7 +76,7 @@ class Pcnet32Private:
 
     __slots__ = (
         "cur_rx", "cur_tx", "device", "dirty_tx", "handler_done", "machine", "milestones", "scheduled", "socket",
-        "softirq", "stopped", "tx_full", "tx_skbuff", "tx_wake", "vcpu",
+        "softirq", "stopped", "tx_full", "tx_skbuff", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -95,7 +95,6 @@ class Pcnet32Private:
         self.scheduled = False
         self.handler_done = 0
         self.softirq = machine.system.channel("guest softirq")
-        self.tx_wake = machine.system.channel("guest tx queue open")
         machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
         vcpu.handler("pcnet32_interrupt", pcnet32_interrupt(self))
         # pcnet32_open, before time 0: buffers for both rings, the device started, interrupts on.
@@ -127,7 +126,7 @@ def write_csr(lp: Pcnet32Private, index: int, value: int) -> Generator[Effect, N
 def dev_queue_xmit(lp: Pcnet32Private, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
     while lp.stopped:
-        yield wait(lp.tx_wake)
+        yield wait(lp.socket.tx_wake)
     mark(lp.machine.table, row, lp.milestones.room, lp.machine.clock.now)
     yield level(SOFTIRQ)
     yield from pcnet32_start_xmit(lp, row)
@@ -218,7 +217,7 @@ def pcnet32_rx(lp: Pcnet32Private) -> Generator[Effect, None, int]:
         mark(m.table, row, lp.milestones.taken, m.clock.now)
         yield spend(DRIVER_REFILL)
         yield spend(DRIVER_RECEIVE)
-        yield from deliver(lp.socket, row)
+        yield from deliver(lp.socket, row, lp.vcpu)
         m.memory.u16[(at >> 1) + STATUS] = OWN
         lp.cur_rx = (lp.cur_rx + 1) % RX_RING_SIZE
         at = lp.device.rdra + lp.cur_rx * DESCRIPTOR
@@ -239,4 +238,4 @@ def pcnet32_tx(lp: Pcnet32Private) -> Generator[Effect, None, None]:
     if lp.tx_full and lp.stopped and lp.cur_tx - lp.dirty_tx < TX_RING_SIZE - 2:
         lp.tx_full = False
         lp.stopped = False
-        yield notify(lp.tx_wake)
+        yield notify(lp.socket.tx_wake)

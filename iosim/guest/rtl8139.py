@@ -79,7 +79,7 @@ class CpPrivate:
 
     __slots__ = (
         "device", "handler_done", "machine", "milestones", "rx_tail", "scheduled", "socket", "softirq", "stopped",
-        "tx_head", "tx_tail", "tx_wake", "vcpu",
+        "tx_head", "tx_tail", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -97,7 +97,6 @@ class CpPrivate:
         self.scheduled = False
         self.handler_done = 0
         self.softirq = machine.system.channel("guest softirq")
-        self.tx_wake = machine.system.channel("guest tx queue open")
         machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
         vcpu.handler("cp_interrupt", cp_interrupt(self))
         # cp_open, before time 0: buffers for both rings, interrupts on.
@@ -130,7 +129,7 @@ def tx_buffs_avail(cp: CpPrivate) -> int:
 def dev_queue_xmit(cp: CpPrivate, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
     while cp.stopped:
-        yield wait(cp.tx_wake)
+        yield wait(cp.socket.tx_wake)
     mark(cp.machine.table, row, cp.milestones.room, cp.machine.clock.now)
     yield level(SOFTIRQ)
     yield from cp_start_xmit(cp, row)
@@ -198,7 +197,7 @@ def cp_tx(cp: CpPrivate) -> Generator[Effect, None, None]:
         yield from sock_wfree(cp.socket)
     if cp.stopped and tx_buffs_avail(cp) > MAX_SKB_FRAGS + 1:
         cp.stopped = False
-        yield notify(cp.tx_wake)
+        yield notify(cp.socket.tx_wake)
 
 
 def net_rx_action(cp: CpPrivate) -> Generator[Effect, None, None]:
@@ -229,7 +228,7 @@ def cp_rx_poll(cp: CpPrivate) -> Generator[Effect, None, int]:
         mark(m.table, row, cp.milestones.taken, m.clock.now)
         yield spend(DRIVER_REFILL)
         yield spend(DRIVER_RECEIVE)
-        yield from deliver(cp.socket, row)
+        yield from deliver(cp.socket, row, cp.vcpu)
         m.memory.u32[at >> 2] = rx_opts1(cp.rx_tail)
         cp.rx_tail = (cp.rx_tail + 1) % CP_RX_RING_SIZE
         at = cp.device.rx_ring + cp.rx_tail * DESCRIPTOR

@@ -1,4 +1,4 @@
-"""The guest's socket layer: one UDP socket, its two buffers, and the system calls of the application on it."""
+"""The guest's socket layer: a UDP socket, its two buffers, and the system calls of the application on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Generator
 from typing import Final, Protocol
 
 from iosim.effects import Effect, notify, spend, wait
+from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
 from iosim.host.costs import (
     COPY_HOT,
@@ -15,6 +16,7 @@ from iosim.host.costs import (
     SYS_RECVMSG,
     SYS_SENDMSG,
 )
+from iosim.host.kvm import Vcpu, wake_up
 from iosim.host.machine import Machine
 from iosim.requests import mark
 from iosim.window import drop
@@ -37,34 +39,51 @@ class Socket:
 
     Args:
         machine, milestones: What it belongs to, and where to stamp.
+        vcpu: The vCPU its application runs on.
         size: Payload bytes of a packet.
         send_buffer: Packets that may be under way at a time (they count until the driver frees them).
+        number: Its flow.
 
     Attributes:
         queue: Received packets: rows.
         readable: The application sleeps here for a packet.
         credits: Packets the send buffer still has room for.
         writable: The application sleeps here for room.
+        tx_wake: It sleeps here while the driver's transmit queue is stopped.
     """
 
-    __slots__ = ("credits", "machine", "milestones", "queue", "readable", "size", "writable")
+    __slots__ = (
+        "credits", "machine", "milestones", "number", "queue", "readable", "size", "tx_wake", "vcpu", "writable",
+    )  # fmt: skip
 
-    def __init__(self, machine: Machine, milestones: SocketMilestones, size: int, send_buffer: int) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        milestones: SocketMilestones,
+        vcpu: Vcpu,
+        size: int,
+        send_buffer: int,
+        number: int = 0,
+    ) -> None:
         self.machine = machine
         self.milestones = milestones
+        self.vcpu = vcpu
         self.size = size
+        self.number = number
         self.queue = Fifo(RECEIVE_BUFFER)
-        self.readable = machine.system.channel("socket readable")
+        self.readable = machine.system.channel(instance("socket readable", number))
         self.credits = send_buffer
-        self.writable = machine.system.channel("socket writable")
+        self.writable = machine.system.channel(instance("socket writable", number))
+        self.tx_wake = machine.system.channel(instance("guest tx queue open", number))
 
 
-def deliver(s: Socket, row: int) -> Generator[Effect, None, None]:
-    """Carry a received packet up the stack into the socket and wake the application (softirq)."""
+def deliver(s: Socket, row: int, vcpu: Vcpu) -> Generator[Effect, None, None]:
+    """Carry a received packet up the stack into the socket and wake the application (softirq on ``vcpu``)."""
     yield spend(GUEST_STACK_RX)
     if put(s.queue, row):
         mark(s.machine.table, row, s.milestones.received, s.machine.clock.now)
         yield notify(s.readable)
+        yield from wake_up(vcpu, s.vcpu)
     else:
         yield from drop(s.machine.window, row)
 

@@ -1,6 +1,8 @@
 """The guest's virtio_net driver (Linux 6.1): transmit, NAPI for both directions, receive buffers.
 
-The same driver whatever serves the rings: QEMU, vhost or something else is only where its kicks go.
+The same driver whatever serves the rings: QEMU, vhost or something else is only where its kicks go. A NIC with several
+queue pairs is several times the same: each pair has rings, NAPI instances and vectors of its own, and belongs to one
+vCPU. What the pairs of a vCPU share is its softirq.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Generator
 from typing import Final, Protocol
 
 from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.fifo import Fifo, put, take_first
 from iosim.guest.socket import Socket, deliver, sock_wfree
@@ -23,13 +26,14 @@ from iosim.host.costs import (
     REARM_WINDOW,
     SOFTIRQ_ENTRY,
 )
+from iosim.host.flows import flow_of
 from iosim.host.kvm import Vcpu, eoi_edge, irq_enter, irq_return, kick
 from iosim.host.machine import Machine
 from iosim.host.work import WorkQueue
 from iosim.requests import mark, mark_past
 from iosim.ring.errors import raise_for
 from iosim.ring.memory import allocate
-from iosim.ring.split import (
+from iosim.ring.queue import (
     DeviceQueue,
     DriverQueue,
     add,
@@ -41,14 +45,16 @@ from iosim.ring.split import (
     kick_prepare,
     new_queue,
     poll,
-    used_beyond,
+    poll_delayed,
     vring_interrupt,
 )
 from iosim.virtio.net import NET_HDR_LEN
 
 RX: Final = 0
 TX: Final = 1
-"""The queues (virtio 1.2, 5.1.2: receiveq1, transmitq1), their NAPI instances and their MSI-X vectors."""
+"""The queues of a pair (virtio 1.2, 5.1.2: receiveq1, transmitq1), their NAPI instances and MSI-X vectors."""
+PAIR: Final = 2
+"""Queues, NAPI instances and vectors of a pair."""
 
 MAX_SKB_FRAGS: Final = 17
 """Linux: pages a packet may have besides its head; the queue stops when fewer than two more are free."""
@@ -71,11 +77,40 @@ class NetMilestones(Protocol):
     kicked: int
 
 
-class VirtioNet:
-    """The driver's state.
+class SoftNet:
+    """What the softirq of one vCPU works on (softnet_data).
 
     Args:
-        machine, vcpu, socket, milestones: What it belongs to.
+        machine, vcpu: What it belongs to.
+        napis: NAPI instances on this vCPU at most.
+
+    Attributes:
+        pairs: The queue pairs that belong to the vCPU.
+        poll_list: NAPI instances waiting for their poll: ``PAIR`` times the pair's place in ``pairs``, plus ``RX`` or
+            ``TX``.
+        softirq: NET_RX was raised.
+    """
+
+    __slots__ = ("machine", "pairs", "poll_list", "softirq", "vcpu")
+
+    def __init__(self, machine: Machine, vcpu: Vcpu, napis: int) -> None:
+        self.machine = machine
+        self.vcpu = vcpu
+        self.pairs: list[VirtioNet] = []
+        self.poll_list = Fifo(napis)
+        self.softirq = machine.system.channel(instance("guest softirq", vcpu.number))
+        machine.system.process(instance("guest softirq", vcpu.number), net_rx_action(self), vcpu.thread, SOFTIRQ)
+
+
+class VirtioNet:
+    """The driver's state of one queue pair.
+
+    Args:
+        machine, milestones: What it belongs to.
+        softnet: Where its polls wait; its vCPU is the one that the pair's vectors interrupt.
+        number: The pair's place among the NIC's.
+        sockets: The guest's sockets, by flow.
+        senders: Those that send by this pair (XPS: those of its vCPU).
         backend: Where kicks go, with the items that stand for the two queues there.
         rx_size, tx_size: Queue sizes.
         event_idx: Whether VIRTIO_F_EVENT_IDX was negotiated.
@@ -83,9 +118,10 @@ class VirtioNet:
 
     Attributes:
         rx, tx: The driver's side of the queues; ``rx_device`` and ``tx_device`` the other.
+        napi: The first of its two NAPI instances, and of its two vectors.
         scheduled: NAPI_STATE_SCHED of the two NAPI instances.
-        poll_list: NAPI instances waiting for their poll.
         stopped: The transmit queue is stopped for want of descriptors.
+        turn: Which of the senders is woken first when it opens.
         handler_done: When the handler of each vector returned last (ps).
 
     Raises:
@@ -93,16 +129,18 @@ class VirtioNet:
     """
 
     __slots__ = (
-        "backend", "frame", "handler_done", "machine", "milestones", "poll_list", "rx", "rx_device", "rx_free",
-        "rx_item", "scheduled", "socket", "softirq", "stopped", "tx", "tx_device", "tx_free", "tx_item", "tx_wake",
+        "backend", "frame", "handler_done", "machine", "milestones", "napi", "rx", "rx_device", "rx_free", "rx_item",
+        "scheduled", "senders", "sockets", "softnet", "stopped", "turn", "tx", "tx_device", "tx_free", "tx_item",
         "vcpu",
     )  # fmt: skip
 
     def __init__(
         self,
         machine: Machine,
-        vcpu: Vcpu,
-        socket: Socket,
+        softnet: SoftNet,
+        number: int,
+        sockets: list[Socket],
+        senders: list[Socket],
         milestones: NetMilestones,
         backend: WorkQueue,
         rx_item: int,
@@ -120,9 +158,12 @@ class VirtioNet:
                 "device.tx_queue_size",
             )
         self.machine = machine
-        self.vcpu = vcpu
-        self.socket = socket
+        self.softnet = softnet
+        self.vcpu = softnet.vcpu
+        self.sockets = sockets
+        self.senders = senders
         self.milestones = milestones
+        self.napi = PAIR * len(softnet.pairs)
         self.backend = backend
         self.rx_item = rx_item
         self.tx_item = tx_item
@@ -136,14 +177,12 @@ class VirtioNet:
         self.rx_free = [allocate(machine.memory, RX_BUFFER, 64) for _ in range(rx_size)]
         self.tx_free = [allocate(machine.memory, TX_BUFFER, 64) for _ in range(tx_size)]
         self.scheduled = [False, False]
-        self.poll_list = Fifo(2)
-        self.softirq = machine.system.channel("guest softirq")
         self.stopped = False
-        self.tx_wake = machine.system.channel("guest tx queue open")
+        self.turn = 0
         self.handler_done = [0, 0]
-        machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
-        vcpu.handler("skb_recv_done", skb_recv_done(self))
-        vcpu.handler("skb_xmit_done", skb_xmit_done(self))
+        softnet.pairs.append(self)
+        self.vcpu.handler(instance("skb_recv_done", number), skb_recv_done(self))
+        self.vcpu.handler(instance("skb_xmit_done", number), skb_xmit_done(self))
         # The probe, before time 0: every receive buffer is posted.
         while self.rx.num_free > 0:
             post(self)
@@ -153,23 +192,24 @@ class VirtioNet:
 # -- transmit ---------------------------------------------------------------------------------------------------
 
 
-def dev_queue_xmit(d: VirtioNet, row: int) -> Generator[Effect, None, None]:
+def dev_queue_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
     while d.stopped:
-        yield wait(d.tx_wake)
+        yield wait(s.tx_wake)
     mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
     yield level(SOFTIRQ)
-    yield from start_xmit(d, row)
+    yield from start_xmit(d, s, row)
     yield level(TASK)
 
 
-def start_xmit(d: VirtioNet, row: int) -> Generator[Effect, None, None]:
+def start_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Free what was sent, put the packet into the ring, kick if the device asks for it."""
     m = d.machine
     yield from clean_tx(d)
     yield spend(DRIVER_XMIT)
     buffer = d.tx_free.pop()
     m.memory.u64[(buffer >> 3) + 2] = row
+    m.memory.u64[(buffer >> 3) + 3] = s.number
     d.tx.seg_addr[0] = buffer
     d.tx.seg_len[0] = NET_HDR_LEN + d.frame
     raise_for(add(d.tx, 1, 0, buffer))
@@ -191,7 +231,7 @@ def clean_tx(d: VirtioNet) -> Generator[Effect, None, None]:
         bufs = delayed_bufs(d.tx)
         arm_used_event(d.tx, bufs)
         yield spend(REARM_WINDOW)
-        again = used_beyond(d.tx, bufs)
+        again = poll_delayed(d.tx, bufs)
 
 
 def free_old_xmit(d: VirtioNet) -> Generator[Effect, None, None]:
@@ -200,15 +240,20 @@ def free_old_xmit(d: VirtioNet) -> Generator[Effect, None, None]:
     while buffer >= 0:
         yield spend(DRIVER_FREE)
         d.tx_free.append(buffer)
-        yield from sock_wfree(d.socket)
+        yield from sock_wfree(d.sockets[d.machine.memory.u64[(buffer >> 3) + 3]])
         buffer = get_used(d.tx)
 
 
 def wake_tx_queue(d: VirtioNet) -> Generator[Effect, None, None]:
-    """Open a stopped queue when there is room for the longest packet."""
+    """Open a stopped queue when there is room for the longest packet; its senders come first in turn."""
     if d.stopped and d.tx.num_free >= 2 + MAX_SKB_FRAGS:
         d.stopped = False
-        yield notify(d.tx_wake)
+        i = 0
+        while i < len(d.senders):
+            yield notify(d.senders[d.turn].tx_wake)
+            d.turn = (d.turn + 1) % len(d.senders)
+            i += 1
+        d.turn = (d.turn + 1) % len(d.senders)
 
 
 # -- interrupts and NAPI ----------------------------------------------------------------------------------------
@@ -217,7 +262,7 @@ def wake_tx_queue(d: VirtioNet) -> Generator[Effect, None, None]:
 def skb_recv_done(d: VirtioNet) -> Generator[Effect, None, None]:
     """The interrupt of the receive queue: schedule its NAPI."""
     while True:
-        yield from irq_enter(d.vcpu, RX)
+        yield from irq_enter(d.vcpu, d.napi + RX)
         yield from eoi_edge(d.vcpu)
         yield spend(DRIVER_IRQ)
         if vring_interrupt(d.rx):
@@ -231,7 +276,7 @@ def skb_recv_done(d: VirtioNet) -> Generator[Effect, None, None]:
 def skb_xmit_done(d: VirtioNet) -> Generator[Effect, None, None]:
     """The interrupt of the transmit queue: schedule its NAPI (napi_tx)."""
     while True:
-        yield from irq_enter(d.vcpu, TX)
+        yield from irq_enter(d.vcpu, d.napi + TX)
         yield from eoi_edge(d.vcpu)
         yield spend(DRIVER_IRQ)
         if vring_interrupt(d.tx):
@@ -247,20 +292,21 @@ def napi_schedule(d: VirtioNet, queue: DriverQueue, napi: int) -> Generator[Effe
     if not d.scheduled[napi]:
         d.scheduled[napi] = True
         disable_cb(queue)
-        put(d.poll_list, napi)
-        yield notify(d.softirq)
+        put(d.softnet.poll_list, d.napi + napi)
+        yield notify(d.softnet.softirq)
 
 
-def net_rx_action(d: VirtioNet) -> Generator[Effect, None, None]:
-    """The guest's NET_RX softirq: poll what is scheduled, in turn."""
+def net_rx_action(s: SoftNet) -> Generator[Effect, None, None]:
+    """The NET_RX softirq of a vCPU: poll what is scheduled, in turn."""
     budget = NETDEV_BUDGET
     while True:
-        while d.poll_list.count == 0:
-            yield wait(d.softirq)
+        while s.poll_list.count == 0:
+            yield wait(s.softirq)
             budget = NETDEV_BUDGET
-        napi = take_first(d.poll_list)
+        napi = take_first(s.poll_list)
+        d = s.pairs[napi // PAIR]
         yield spend(SOFTIRQ_ENTRY)
-        if napi == RX:
+        if napi % PAIR == RX:
             received = yield from virtnet_poll(d)
             budget -= received
         else:
@@ -291,7 +337,7 @@ def virtnet_poll(d: VirtioNet) -> Generator[Effect, None, int]:
         yield from napi_complete(d, d.rx, RX)
     else:
         # Budget spent: there may be more, so interrupts stay off and the poll gets in line again.
-        put(d.poll_list, RX)
+        put(d.softnet.poll_list, d.napi + RX)
     return received
 
 
@@ -319,12 +365,12 @@ def receive_buf(d: VirtioNet, buffer: int) -> Generator[Effect, None, None]:
     """Take one received packet from its buffer and carry it up the stack."""
     m = d.machine
     row = m.memory.u64[(buffer >> 3) + 2]
-    mark_past(m.table, row, d.milestones.irq, d.vcpu.handler_began[RX])
+    mark_past(m.table, row, d.milestones.irq, d.vcpu.handler_began[d.napi + RX])
     mark_past(m.table, row, d.milestones.handled, d.handler_done[RX])
     mark(m.table, row, d.milestones.taken, m.clock.now)
     d.rx_free.append(buffer)
     yield spend(DRIVER_RECEIVE)
-    yield from deliver(d.socket, row)
+    yield from deliver(d.sockets[flow_of(m.flows, row)], row, d.vcpu)
 
 
 def post(d: VirtioNet) -> None:

@@ -88,7 +88,7 @@ class E1000:
     __slots__ = (
         "client", "coalesced", "held", "icr", "ims", "itr", "machine", "main_loop", "milestones", "mit_ide",
         "mit_irq_level", "mit_timer_on", "mitigation", "network", "notify_item", "rdh", "rdt", "rx_ring", "rx_size",
-        "tdh", "tdt", "trace", "tracing", "tx_ring", "tx_size", "value", "vcpu",
+        "tap", "tdh", "tdt", "trace", "tracing", "tx_ring", "tx_size", "value", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +109,7 @@ class E1000:
         self.main_loop = main_loop
         self.client = client
         self.network = client.network
+        self.tap = client.tap
         self.milestones = milestones
         self.notify_item = notify_item
         self.mitigation = mitigation
@@ -310,6 +311,6 @@ def flush_queued_packets(e: E1000) -> Generator[Effect, None, None]:
     row = e.held
     e.held = -1
     yield from receive(e, row)
-    e.network.polled = True
-    if e.network.tap.count > 0:
-        yield from notify_event(e.main_loop, e.network.reader_item)
+    e.tap.polled = True
+    if e.tap.frames.count > 0:
+        yield from notify_event(e.main_loop, e.tap.reader_item)

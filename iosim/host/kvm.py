@@ -23,6 +23,7 @@ from iosim.effects import (
     spin,
     wait,
 )
+from iosim.engine.system import instance
 from iosim.host import counters as count
 from iosim.host.costs import (
     IRQ_ENTRY,
@@ -52,13 +53,16 @@ class Vcpu:
 
     Args:
         machine: The machine it belongs to.
-        vectors: How many interrupt vectors the guest uses.
+        vectors: How many interrupt vectors the guest uses on it; those of its devices stand first.
+        number: Its place among the guest's vCPUs.
+        reschedule: The vector of the guest's reschedule interrupt, for a guest with several vCPUs.
         apicv: Posted interrupts and virtual APIC registers.
         pv_eoi: The guest may skip the exit for the EOI of an edge-triggered interrupt.
         halt_poll_max, grow, grow_start, shrink: KVM's module parameters halt_poll_ns* (times in ps).
 
     Attributes:
         mode: ``IN_GUEST``, ``OUTSIDE`` or ``HALTED``.
+        idling: The guest's idle task has it, so that who makes a task of it ready must interrupt it.
         irr: One flag a vector: requested, not yet delivered.
         pending: How many flags of ``irr`` are set.
         handlers: How many interrupt handlers have begun and not returned; above 0 the guest's interrupts are off.
@@ -72,14 +76,17 @@ class Vcpu:
     """
 
     __slots__ = (
-        "apicv", "grow", "grow_start", "halt_poll", "halt_poll_max", "handler_began", "handlers", "ipi", "irq", "irr",
-        "line", "machine", "masked", "mode", "pending", "pv_eoi", "remote_irr", "shrink", "thread", "wake",
+        "apicv", "grow", "grow_start", "halt_poll", "halt_poll_max", "handler_began", "handlers", "idling", "ipi",
+        "irq", "irr", "line", "machine", "masked", "mode", "number", "pending", "pv_eoi", "remote_irr", "reschedule",
+        "shrink", "thread", "wake",
     )  # fmt: skip
 
     def __init__(
         self,
         machine: Machine,
         vectors: int,
+        number: int = 0,
+        reschedule: int = -1,
         *,
         apicv: bool,
         pv_eoi: bool,
@@ -89,8 +96,12 @@ class Vcpu:
         shrink: int,
     ) -> None:
         self.machine = machine
-        self.thread = machine.system.thread("vcpu0")
+        name = f"vcpu{number}"
+        self.number = number
+        self.reschedule = reschedule
+        self.thread = machine.system.thread(name)
         self.mode = IN_GUEST
+        self.idling = False
         self.irr = [False] * vectors
         self.pending = 0
         self.handlers = 0
@@ -98,9 +109,9 @@ class Vcpu:
         self.line = [False] * vectors
         self.remote_irr = [False] * vectors
         self.masked = [False] * vectors
-        self.irq = [machine.system.channel(f"vcpu0 vector {i}") for i in range(vectors)]
-        self.wake = machine.system.channel("vcpu0 wake")
-        self.ipi = machine.system.channel("vcpu0 ipi")
+        self.irq = [machine.system.channel(f"{name} vector {i}") for i in range(vectors)]
+        self.wake = machine.system.channel(f"{name} wake")
+        self.ipi = machine.system.channel(f"{name} ipi")
         self.apicv = apicv
         self.pv_eoi = pv_eoi
         self.halt_poll_max = halt_poll_max
@@ -108,8 +119,10 @@ class Vcpu:
         self.grow = grow
         self.grow_start = grow_start
         self.shrink = shrink
-        machine.system.process("kvm idle", idle(self), self.thread, IDLE)
-        machine.system.process("kvm ipi", external_interrupt(self), self.thread, HOST_INTERRUPT)
+        machine.system.process(instance("kvm idle", number), idle(self), self.thread, IDLE)
+        machine.system.process(instance("kvm ipi", number), external_interrupt(self), self.thread, HOST_INTERRUPT)
+        if reschedule >= 0:
+            self.handler(instance("reschedule interrupt", number), reschedule_interrupt(self))
 
     def handler(self, name: str, process: Generator[Effect, None, None]) -> None:
         """Add the interrupt handler that waits on one of ``irq``."""
@@ -265,6 +278,29 @@ def arm_timer(v: Vcpu) -> Generator[Effect, None, None]:
     yield from vm_entry(v)
 
 
+# -- from one vCPU to another -----------------------------------------------------------------------------------
+
+
+def wake_up(v: Vcpu, other: Vcpu) -> Generator[Effect, None, None]:
+    """A task of ``other`` was made ready from ``v``: an idle vCPU is interrupted, a busy one comes to it by itself.
+
+    The interrupt is a write to the APIC's ICR: an exit, emulated at what the write to its EOI register costs.
+    """
+    if other.number != v.number and other.idling:
+        yield from vm_exit(v, count.EXIT_MSR_WRITE)
+        yield spend(KVM_EOI)
+        yield from deliver_interrupt(other, other.reschedule)
+        yield from vm_entry(v)
+
+
+def reschedule_interrupt(v: Vcpu) -> Generator[Effect, None, None]:
+    """The guest's reschedule interrupt: its handler does nothing, on its return the scheduler looks."""
+    while True:
+        yield from irq_enter(v, v.reschedule)
+        yield from eoi_edge(v)
+        yield from irq_return(v)
+
+
 # -- HLT --------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +308,7 @@ def idle(v: Vcpu) -> Generator[Effect, None, None]:
     """The guest's idle loop: HLT, KVM's adaptive halt polling, sleep, wake-up."""
     clock = v.machine.clock
     while True:
+        v.idling = True
         yield from vm_exit(v, count.EXIT_HLT)
         v.mode = HALTED
         halted_at = clock.now
@@ -285,6 +322,7 @@ def idle(v: Vcpu) -> Generator[Effect, None, None]:
         if polled:
             v.machine.counters.n[count.POLLED_HALTS] += 1
         adapt_halt_poll(v, clock.now - halted_at)
+        v.idling = False
         yield from vm_entry(v)
 
 

@@ -29,12 +29,16 @@ class NetClient:
         network: The host's network, with the tap.
         milestones: Where to stamp.
         hub: The NIC hangs on QEMU's hub (``-net``): one more net client on the way.
+
+    Attributes:
+        tap: The tap's one queue.
     """
 
-    __slots__ = ("hub", "milestones", "network")
+    __slots__ = ("hub", "milestones", "network", "tap")
 
     def __init__(self, network: Network, milestones: ClientMilestones, hub: bool) -> None:
         self.network = network
+        self.tap = network.tap[0]
         self.milestones = milestones
         self.hub = hub
 
@@ -53,14 +57,14 @@ def qemu_send_packet(c: NetClient, row: int) -> Generator[Effect, None, None]:
     m.counters.n[count.SYS_WRITEV] += 1
     yield spend(SYS_WRITE)
     yield from copy_hot(c.network)
-    yield from tap_transmit(c.network, row)
+    yield from tap_transmit(c.network, c.tap, row)
     mark(m.table, row, c.milestones.processed, m.clock.now)
 
 
 def tap_read_packet(c: NetClient) -> Generator[Effect, None, int]:
     """Read a packet from the tap and bring it to the NIC; return its row, or ``EMPTY`` (EAGAIN)."""
     m = c.network.machine
-    row = tap_read(c.network)
+    row = tap_read(c.tap)
     if row >= 0:
         mark(m.table, row, c.milestones.rx_seen, m.clock.now)
     m.counters.n[count.SYS_READ] += 1

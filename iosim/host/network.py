@@ -21,6 +21,7 @@ from iosim.host.costs import (
     TAP_WRITE,
     WIRE,
 )
+from iosim.host.flows import flow_hash, flow_of, reciprocal_scale
 from iosim.host.machine import Machine
 from iosim.host.work import WorkQueue, queue_work
 from iosim.requests import mark
@@ -42,6 +43,29 @@ class NetworkMilestones(Protocol):
     client_arrived: int
 
 
+class TapQueue:
+    """One queue of the tap towards QEMU or vhost: one open file of it (IFF_MULTI_QUEUE: several of one tap).
+
+    Args:
+        number: Its place among the tap's queues.
+        limit: Frames it holds.
+
+    Attributes:
+        frames: The frames in it: rows.
+        reader, reader_item: The work queue of its reader, and the item that means "the tap is readable".
+        polled: Whether the reader polls it at present.
+    """
+
+    __slots__ = ("frames", "number", "polled", "reader", "reader_item")
+
+    def __init__(self, number: int, limit: int) -> None:
+        self.number = number
+        self.frames = Fifo(limit)
+        self.polled = True
+        self.reader: WorkQueue
+        self.reader_item = 0
+
+
 class Network:
     """The host's network and the wire, with the frames that are under way.
 
@@ -51,20 +75,20 @@ class Network:
         frame: Bytes of a frame in memory.
         wire_bytes: Bytes of a frame on the wire.
         propagation: ps from one end of the wire to the other.
-        tap_limit: Frames the tap's queue holds.
+        tap_limit: Frames each queue of the tap holds.
+        queues: Queues of the tap.
 
     Attributes:
-        tap: The tap's queue towards QEMU or vhost: rows.
-        reader, reader_item: The work queue of the tap's reader, and the item that means "the tap is readable".
-        polled: Whether the reader polls the tap at present.
+        tap: The tap's queues.
+        steering: The tap's queue that each flow's frames are put into (see `automq`).
         to_client: Frames on the wire to the client: rows, with arrival times in ``to_client_at``.
         client: The channel notified when a frame leaves for the client.
     """
 
     __slots__ = (
         "client", "frame", "from_client", "from_client_at", "irq", "irq_pending", "machine", "milestones",
-        "nic", "nic_tx", "polled", "propagation", "reader", "reader_item", "rx_ring", "softirq", "tap", "to_client",
-        "to_client_at", "wire_bytes", "wire_in",
+        "nic", "nic_tx", "propagation", "rx_ring", "softirq", "steering", "tap", "to_client", "to_client_at",
+        "wire_bytes", "wire_in",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +100,7 @@ class Network:
         wire_bytes: int,
         propagation: int,
         tap_limit: int,
+        queues: int = 1,
     ) -> None:
         system: System = machine.system
         self.machine = machine
@@ -83,10 +108,9 @@ class Network:
         self.frame = frame
         self.wire_bytes = wire_bytes
         self.propagation = propagation
-        self.tap = Fifo(tap_limit)
-        self.polled = True
-        self.reader: WorkQueue
-        self.reader_item = 0
+        self.tap = [TapQueue(number, tap_limit) for number in range(queues)]
+        # tun_automq_select_queue: a flow that has sent nothing yet goes where its hash says.
+        self.steering = [reciprocal_scale(flow_hash(flow), queues) for flow in range(machine.flows.count)]
         self.nic_tx = Fifo(QDISC_LIMIT)
         self.nic = system.channel("host NIC transmit")
         self.to_client = Fifo(QDISC_LIMIT + RX_RING)
@@ -116,15 +140,22 @@ def copy_hot(net: Network) -> Generator[Effect, None, None]:
     yield spend(COPY_HOT, net.frame)
 
 
-def tap_transmit(net: Network, row: int) -> Generator[Effect, None, None]:
-    """What a write to the tap does in the kernel once the frame is copied: skb, bridge, NIC driver."""
+def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, None, None]:
+    """What a write to a queue of the tap does in the kernel once the frame is copied: skb, bridge, NIC driver."""
     yield spend(TAP_WRITE)
+    if len(net.tap) > 1:
+        automq(net, tap, row)
     yield spend(BRIDGE)
     yield spend(NIC_TX)
     if put(net.nic_tx, row):
         yield notify(net.nic)
     else:
         yield from drop(net.machine.window, row)
+
+
+def automq(net: Network, tap: TapQueue, row: int) -> None:
+    """Remember the queue that a flow sent by: what comes for the flow is put into the same (tun_flow_update)."""
+    net.steering[flow_of(net.machine.flows, row)] = tap.number
 
 
 def nic_transmit(net: Network) -> Generator[Effect, None, None]:
@@ -170,18 +201,19 @@ def host_softirq(net: Network) -> Generator[Effect, None, None]:
             yield spend(HOST_RECEIVE)
             yield spend(BRIDGE)
             yield spend(TAP_QUEUE)
-            if put(net.tap, row):
+            tap = net.tap[net.steering[flow_of(m.flows, row)]]
+            if put(tap.frames, row):
                 mark(m.table, row, net.milestones.tap_queued, m.clock.now)
-                if net.polled:
-                    yield from queue_work(net.reader, net.reader_item)
+                if tap.polled:
+                    yield from queue_work(tap.reader, tap.reader_item)
             else:
                 yield from drop(m.window, row)
         net.irq_pending = False
 
 
-def tap_read(net: Network) -> int:
-    """Take the next frame from the tap's queue: its row, or ``EMPTY`` (EAGAIN)."""
+def tap_read(tap: TapQueue) -> int:
+    """Take the next frame from a queue of the tap: its row, or ``EMPTY`` (EAGAIN)."""
     row = EMPTY
-    if net.tap.count > 0:
-        row = take_first(net.tap)
+    if tap.frames.count > 0:
+        row = take_first(tap.frames)
     return row

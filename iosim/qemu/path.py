@@ -8,6 +8,7 @@ from iosim.errors import IosimError
 from iosim.qemu.machine import Machine, Nic
 from iosim.qemu.name_list import name_list
 from iosim.qemu.options import FALSE, TRUE, whole_number
+from iosim.settings import MOST_QUEUE_PAIRS
 
 #: NICs that are emulated in full, and the model of each: those of one driver are simulated as one of them.
 _EMULATED = {
@@ -48,7 +49,8 @@ def network_path(machine: Machine) -> Path:
 
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
     ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.tx_burst`` (packets; QEMU's
-    x-txburst), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``).
+    x-txburst), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``),
+    ``device.queues`` (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong to).
 
     Raises:
         IosimError: iosim has no model of what the machine asks for; says which part, and what there is.
@@ -59,7 +61,7 @@ def network_path(machine: Machine) -> Path:
     if nic.model in _EMULATED:
         found = _emulated(nic, notes)
     elif nic.is_virtio:
-        found = _virtio(nic, notes)
+        found = _virtio(nic, notes, machine.vcpus)
     if found is not None:
         if nic.through_hub and found.model != "vhost-net":
             found.settings["device.hub"] = True
@@ -140,11 +142,11 @@ def _asks_vhost(nic: Nic) -> bool:
     return nic.backend_options.get("vhost") in TRUE
 
 
-def _virtio(nic: Nic, notes: list[str]) -> Path:
+def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
     _check_backend(nic)
     _refuse(nic)
-    settings: dict[str, object] = {}
     notes = [*_hub_notes(nic), *notes]
+    settings = _queue_pairs(nic, notes, vcpus)
     for name in ("rx_queue_size", "tx_queue_size"):
         if name in nic.properties:
             settings[f"device.{name}"] = whole_number(nic.properties[name])
@@ -155,8 +157,6 @@ def _virtio(nic: Nic, notes: list[str]) -> Path:
             notes.append("x-txburst is QEMU's; with vhost the kernel serves the ring")
         else:
             settings["device.tx_burst"] = whole_number(nic.properties["x-txburst"])
-    if nic.queues > 1:
-        notes.append(f"the tap has {nic.queues} queues, and without mq=on the guest uses one")
     if "poll-us" in nic.backend_options and nic.vhost:
         notes.append("poll-us is not simulated: vhost does not busy-poll here")
     unsimulated = [f"{k}={v}" for k, v in nic.properties.items() if k not in _WITHOUT_NOTE]
@@ -167,13 +167,35 @@ def _virtio(nic: Nic, notes: list[str]) -> Path:
     return Path("vhost-net" if nic.vhost else "virtio-net", settings, notes)
 
 
-def _refuse(nic: Nic) -> None:
-    """Refuse the virtio-net properties that change the path into one iosim has no model of."""
-    if nic.queues > 1 and _is_on(nic, "mq", False):
+def _queue_pairs(nic: Nic, notes: list[str], vcpus: int) -> dict[str, object]:
+    """Return the settings for the queue pairs that the guest uses: as many as it has vCPUs (``virtnet_probe``)."""
+    if nic.queues == 1:
+        return {}
+    if not _is_on(nic, "mq", False):
+        notes.append(f"the tap has {nic.queues} queues, and without mq=on the guest uses one")
+        return {}
+    # vp_find_vqs: a vector for changes of the configuration and one a queue, or else one for all queues together. The
+    # control queue has no callback. QEMU's own default (since 5.2) is one more than that.
+    vectors = whole_number(nic.properties.get("vectors", "")) or 2 * nic.queues + 2
+    if vectors < 2 * nic.queues + 1:
         raise IosimError(
-            f"iosim cannot simulate multiqueue (mq=on with {nic.queues} queues); it simulates one queue pair",
+            f"iosim cannot simulate vectors={vectors} for {nic.queues} queue pairs, with which all queues share one; "
+            f"it simulates one for each, as vectors={2 * nic.queues + 2} gives",
             nic.where,
         )
+    used = min(nic.queues, vcpus)
+    if used > MOST_QUEUE_PAIRS:
+        raise IosimError(f"iosim cannot simulate {used} queue pairs; it simulates up to {MOST_QUEUE_PAIRS}", nic.where)
+    if used < nic.queues:
+        has = "one vCPU" if vcpus == 1 else f"{vcpus} vCPUs"
+        notes.append(f"the guest has {has} (-smp) and uses as many of the {nic.queues} queue pairs")
+    elif used < vcpus:
+        notes.append(f"of the guest's {vcpus} vCPUs those are simulated that the {used} queue pairs belong to")
+    return {} if used == 1 else {"device.queues": used, "guest.vcpus": used}
+
+
+def _refuse(nic: Nic) -> None:
+    """Refuse the virtio-net properties that change the path into one iosim has no model of."""
     if _is_on(nic, "packed", False):
         raise IosimError("iosim cannot simulate packed=on in a path yet; it simulates split rings", nic.where)
     if not _is_on(nic, "ioeventfd", True):

@@ -35,7 +35,7 @@ BAD_TOKEN: Final = -5
 HEAD_OUT_OF_RANGE: Final = -6
 #: Device: a descriptor's `next` is no descriptor of this queue.
 NEXT_OUT_OF_RANGE: Final = -7
-#: Device: a chain of more descriptors than the queue has, so it runs in a circle.
+#: Device: a chain of more descriptors than the queue (or the table) has, so it runs in a circle (2.7.5.2, 2.8.17).
 DESC_LOOP: Final = -8
 #: Device: a device-readable descriptor after a device-writable one (2.7.4.2).
 READABLE_AFTER_WRITABLE: Final = -9
@@ -49,12 +49,29 @@ AVAIL_IDX_JUMPED: Final = -12
 INUSE_EXCEEDED: Final = -13
 #: Device: an indirect descriptor (2.7.5.3), which this queue did not negotiate.
 INDIRECT_UNSUPPORTED: Final = -14
-#: Driver: the used ring holds an id that is no descriptor of this queue.
+#: Driver: the device gives back an id that is no descriptor of this queue.
 USED_ID_OUT_OF_RANGE: Final = -15
-#: Driver: the used ring holds an id that is not the head of a chain in flight.
+#: Driver: the device gives back an id that is not that of a chain in flight.
 USED_ID_NOT_HEAD: Final = -16
-#: Driver: the used index ran further ahead than there are chains in flight.
+#: Driver: the device has used more than there is in flight.
 USED_IDX_JUMPED: Final = -17
+
+#: Device: INDIRECT together with NEXT (2.7.5.3.1; packed 2.8.19; QEMU does not look).
+INDIRECT_WITH_NEXT: Final = -18
+#: Device: an indirect descriptor inside an indirect table (2.7.5.3.1).
+NESTED_INDIRECT: Final = -19
+#: Device: an indirect table whose length is 0 or no multiple of 16 (refused as QEMU does; 2.7.5.3).
+BAD_TABLE_LENGTH: Final = -20
+#: Device: a chain in an indirect table longer than the queue and than QEMU's VIRTQUEUE_MAX_SIZE of 1024.
+TABLE_TOO_LONG: Final = -21
+#: Either side, packed: AVAIL and USED flags that cannot be at this place in this lap (2.8.1, 2.8.6).
+WRAP_MISMATCH: Final = -22
+#: Device, packed: a buffer id made available while it is in flight.
+ID_IN_FLIGHT: Final = -23
+#: Device: a chain given back that was not taken (the device's own mistake).
+NOT_IN_FLIGHT: Final = -24
+#: Device or driver: a chain given back out of order although IN_ORDER was negotiated (2.7.9, 2.8.8).
+NOT_IN_ORDER: Final = -25
 
 _NAMES: Final[dict[int, str]] = {
     code: name for name, code in list(globals().items()) if name.isupper() and isinstance(code, int)
@@ -82,7 +99,7 @@ class ByteOrderError(RingError):
 
 
 class SizeError(RingError, ValueError):
-    """A queue size that is not a power of two from 1 to 32768 (2.7)."""
+    """A queue size that is none: split, a power of two from 1 to 32768 (2.7); packed, 1 to 32768 (2.8)."""
 
 
 class NoSpaceError(RingError):
@@ -137,6 +154,42 @@ class IndirectError(RingError):
     """`INDIRECT_UNSUPPORTED`."""
 
 
+class IndirectNextError(RingError):
+    """`INDIRECT_WITH_NEXT`."""
+
+
+class NestedIndirectError(RingError):
+    """`NESTED_INDIRECT`."""
+
+
+class TableLengthError(RingError):
+    """`BAD_TABLE_LENGTH`."""
+
+
+class TableSizeError(RingError):
+    """`TABLE_TOO_LONG`."""
+
+
+class WrapCounterError(RingError):
+    """`WRAP_MISMATCH`."""
+
+
+class BufferIdError(RingError):
+    """`ID_IN_FLIGHT`."""
+
+
+class NotInFlightError(RingError):
+    """`NOT_IN_FLIGHT`."""
+
+
+class NotInOrderError(RingError):
+    """`NOT_IN_ORDER`."""
+
+
+class VringBaseError(RingError):
+    """Where a queue is to begin (vhost-user's SET_VRING_BASE) makes no sense for this queue."""
+
+
 class UsedIdRangeError(RingError):
     """`USED_ID_OUT_OF_RANGE`."""
 
@@ -154,27 +207,56 @@ _ERRORS: Final[dict[int, tuple[type[RingError], str]]] = {
     CHAIN_TOO_LONG: (ChainTooLongError, "the chain needs more descriptors than the queue has"),
     EMPTY_CHAIN: (EmptyChainError, "a chain needs at least one descriptor"),
     BAD_TOKEN: (TokenError, "a token is a number from 0"),
-    HEAD_OUT_OF_RANGE: (HeadRangeError, "the available ring names a head beyond the descriptor table"),
-    NEXT_OUT_OF_RANGE: (NextRangeError, "a descriptor's next lies beyond the descriptor table"),
+    HEAD_OUT_OF_RANGE: (HeadRangeError, "the available ring names a head beyond the descriptor table (2.7.6)"),
+    NEXT_OUT_OF_RANGE: (NextRangeError, "a descriptor's next lies beyond the descriptor table (2.7.5)"),
     DESC_LOOP: (
         DescriptorLoopError,
-        "the descriptor chain is longer than the queue; next must not lead back into the chain",
+        "the descriptor chain is longer than the queue; next must not lead back into the chain (2.7.5.2, 2.8.17)",
     ),
     READABLE_AFTER_WRITABLE: (
         DescriptorOrderError,
-        "a device-readable descriptor follows a device-writable one; readable ones come first (2.7.4.2)",
+        "a device-readable descriptor follows a device-writable one; readable ones come first (2.7.4.2, 2.8.17)",
     ),
-    ZERO_LENGTH: (ZeroLengthError, "a descriptor of length 0"),
-    ADDRESS_OUT_OF_RANGE: (BufferAddressError, "a descriptor points outside guest memory"),
-    AVAIL_IDX_JUMPED: (AvailIndexError, "the available index is further ahead than the queue has entries"),
-    INUSE_EXCEEDED: (InuseError, "more chains are available than the queue can have in use"),
+    ZERO_LENGTH: (ZeroLengthError, "a descriptor of length 0 (refused as QEMU does)"),
+    ADDRESS_OUT_OF_RANGE: (BufferAddressError, "a descriptor points outside guest memory (refused as QEMU does)"),
+    AVAIL_IDX_JUMPED: (AvailIndexError, "the available index is further ahead than the queue has entries (2.7.6.1)"),
+    INUSE_EXCEEDED: (InuseError, "more chains are available than the queue can have in use (refused as QEMU does)"),
+    INDIRECT_WITH_NEXT: (
+        IndirectNextError,
+        "an indirect descriptor in a list of descriptors; INDIRECT and NEXT exclude each other (2.7.5.3.1, 2.8.19)",
+    ),
+    NESTED_INDIRECT: (
+        NestedIndirectError,
+        "an indirect descriptor inside an indirect table (2.7.5.3.1)",
+    ),
+    BAD_TABLE_LENGTH: (
+        TableLengthError,
+        "an indirect table's length is no positive multiple of 16 (2.7.5.3)",
+    ),
+    TABLE_TOO_LONG: (
+        TableSizeError,
+        "an indirect table's chain is longer than 1024 descriptors and than the queue (2.7.5.3.1, as QEMU does)",
+    ),
+    WRAP_MISMATCH: (
+        WrapCounterError,
+        "a descriptor's AVAIL and USED flags do not fit the wrap counter at its place in the ring (2.8.1, 2.8.6)",
+    ),
+    ID_IN_FLIGHT: (BufferIdError, "a buffer id is made available that is in flight already (2.8)"),
+    NOT_IN_FLIGHT: (NotInFlightError, "a chain is given back that the device has not taken"),
+    NOT_IN_ORDER: (
+        NotInOrderError,
+        "chains are given back out of order on a queue with VIRTIO_F_IN_ORDER (2.7.9, 2.8.8)",
+    ),
     INDIRECT_UNSUPPORTED: (
         IndirectError,
-        "an indirect descriptor on a queue without VIRTIO_F_INDIRECT_DESC",
+        "an indirect descriptor on a queue without VIRTIO_F_INDIRECT_DESC (2.7.5.3.1, 2.8.19)",
     ),
-    USED_ID_OUT_OF_RANGE: (UsedIdRangeError, "the used ring names an id beyond the descriptor table"),
-    USED_ID_NOT_HEAD: (UsedIdError, "the used ring names an id that is not the head of a chain in flight"),
-    USED_IDX_JUMPED: (UsedIndexError, "the used index is further ahead than there are chains in flight"),
+    USED_ID_OUT_OF_RANGE: (
+        UsedIdRangeError,
+        "the device gives back an id that is no descriptor of this queue (2.7.8, 2.8.22)",
+    ),
+    USED_ID_NOT_HEAD: (UsedIdError, "the device gives back an id that is not in flight (2.7.8, 2.8.22)"),
+    USED_IDX_JUMPED: (UsedIndexError, "the device has used more than there is in flight (2.7.8, 2.8.1)"),
 }
 
 

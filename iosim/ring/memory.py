@@ -7,7 +7,8 @@ The hot path reads the views directly (``mem.u16[addr >> 1]``); an address must 
 of the view. The functions below also take addresses that are not aligned. None of them checks that the
 address lies in memory: what comes from the other side goes through `in_range` first.
 
-Compiled engines and live guest memory have other classes of the same attributes behind the same functions.
+Compiled engines and live guest memory have other classes of the same attributes behind the same functions. A
+live guest's memory has holes: `size` bytes from address 0 are one region, `regions` names the further ones.
 
 Example:
     >>> mem = GuestMemory(8192)
@@ -19,7 +20,9 @@ Example:
 
 from __future__ import annotations
 
+import mmap
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from iosim.ring.errors import AddressError, ByteOrderError, MemoryFullError, MemorySizeError
@@ -36,10 +39,15 @@ class GuestMemory:
     """The memory of one guest, zeroed.
 
     Args:
-        size: Bytes, rounded up to whole pages of 4096.
+        size: Bytes from address 0, rounded up to whole pages of 4096.
+        further: First address and address behind the last byte of further regions, above a hole.
 
     Attributes:
-        size: Bytes.
+        size: Bytes of the region that begins at address 0, where nearly every address lies.
+        regions: First address and address behind the last byte of each further region, one pair after the
+            other (set by `set_regions`); without any, the pair 0, 0.
+        shared: Whether another processor works on it at the same time, so that `fence` must be a real one. Such
+            a memory has a method ``fence()``.
         buffer: The one buffer behind all views.
         u8: The buffer as bytes.
         u16: The buffer as 16-bit numbers: the one at address ``a`` is ``u16[a >> 1]``.
@@ -53,18 +61,25 @@ class GuestMemory:
         ByteOrderError: The host is big-endian.
     """
 
-    __slots__ = ("buffer", "next_free", "size", "u8", "u16", "u32", "u64")
+    __slots__ = ("buffer", "next_free", "regions", "shared", "size", "u8", "u16", "u32", "u64")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, further: Sequence[tuple[int, int]] = ()) -> None:
         if sys.byteorder != "little":
             raise ByteOrderError("guest memory needs a little-endian host: virtio is little-endian (1.4)")
         if not 0 < size <= MAX_SIZE:
             raise MemorySizeError(f"guest memory of {size} bytes; choose 1 to {MAX_SIZE}")
         self.size: int = (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+        self.regions: list[int] = [0, 0]
+        self.shared: bool = False
+        top = max([self.size, *(end for _, end in further)])
+        if top > MAX_SIZE:
+            raise MemorySizeError(f"guest memory up to address {top}; at most {MAX_SIZE}")
         try:
-            self.buffer = bytearray(self.size)
-        except MemoryError:
-            raise MemorySizeError(f"this machine cannot give guest memory of {size} bytes") from None
+            # Not a bytearray, which would write all of it: these pages are there when they are touched.
+            self.buffer = mmap.mmap(-1, top, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (MemoryError, OSError):
+            raise MemorySizeError(f"this machine cannot give guest memory of {top} bytes") from None
+        set_regions(self, [(0, self.size), *further])
         self.u8: memoryview[int] = memoryview(self.buffer)
         self.u16: memoryview[int] = self.u8.cast("H")
         self.u32: memoryview[int] = self.u8.cast("I")
@@ -75,18 +90,71 @@ class GuestMemory:
         return f"GuestMemory(size={self.size}, next_free={self.next_free:#x})"
 
 
+def set_regions(mem: GuestMemory, regions: Iterable[tuple[int, int]]) -> None:
+    """Say which addresses are memory: set `GuestMemory.size` and `GuestMemory.regions`.
+
+    Regions that touch become one, since a buffer may lie across their border.
+
+    Args:
+        mem: The memory; its views must reach up to the last region's end.
+        regions: First address and address behind the last byte of each, in any order.
+
+    Raises:
+        AddressError: A region ends before it begins, or begins below 0.
+
+    Example:
+        >>> mem = GuestMemory(8192)
+        >>> set_regions(mem, [(6144, 8192), (0, 2048), (2048, 4096)])
+        >>> mem.size, mem.regions, in_range(mem, 4000, 96), in_range(mem, 4000, 97)
+        (4096, [6144, 8192], True, False)
+    """
+    merged: list[list[int]] = []
+    for start, end in sorted(regions):
+        if start < 0 or end < start:
+            raise AddressError(f"a region of guest memory from {start:#x} to {end:#x}")
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(end, merged[-1][1])
+        elif end > start:
+            merged.append([start, end])
+    mem.size = 0
+    if merged and merged[0][0] == 0:
+        mem.size = merged.pop(0)[1]
+    mem.regions = [bound for region in merged for bound in region] or [0, 0]
+
+
+def in_regions(mem: GuestMemory, addr: int, length: int) -> bool:
+    """Tell whether the ``length`` bytes (from 0) from ``addr`` lie in one of the further regions."""
+    regions = mem.regions
+    found = False
+    for k in range(len(regions) >> 1):
+        if regions[2 * k] <= addr <= regions[2 * k + 1] - length:
+            found = True
+    return found
+
+
 def in_range(mem: GuestMemory, addr: int, length: int) -> bool:
-    """Tell whether the ``length`` bytes from ``addr`` lie in guest memory (zero bytes may end it)."""
-    return length >= 0 and 0 <= addr <= mem.size - length
+    """Tell whether the ``length`` bytes from ``addr`` lie in guest memory (zero bytes may end it).
+
+    Never computes ``addr + length``, which may be more than a 64-bit number holds.
+    """
+    return length >= 0 and (0 <= addr <= mem.size - length or in_regions(mem, addr, length))
+
+
+def shared_fence(mem: GuestMemory) -> None:
+    """Call the real fence of memory that another processor works on."""
+    mem.fence()  # type: ignore[attr-defined]
 
 
 def fence(mem: GuestMemory) -> None:
     """Order everything written before against everything read or written after.
 
-    Nothing to do here, where one interpreter runs both sides. Memory shared with another processor needs a
-    real one in the same places: it may let a later read overtake an earlier write (a ring's index against
-    its event index), and then a wake-up is lost. Linux: ``virtio_mb``; QEMU: ``smp_mb``.
+    Nothing to do where one interpreter runs both sides; a compiled engine leaves it out. Memory shared with
+    another processor (`GuestMemory.shared`) needs a real one in the same places: it may let a later read
+    overtake an earlier write (a ring's index against its event index), and then a wake-up is lost.
+    Linux: ``virtio_mb``; QEMU: ``smp_mb``.
     """
+    if mem.shared:
+        shared_fence(mem)
 
 
 def read_u16(mem: GuestMemory, addr: int) -> int:
@@ -137,9 +205,17 @@ def write_u64(mem: GuestMemory, addr: int, value: int) -> None:
         mem.u64[addr >> 3] = value
 
 
+def extent(mem: GuestMemory) -> str:
+    """Return what a message says of where memory is."""
+    further = "".join(
+        f" and {start:#x}-{end:#x}" for start, end in zip(mem.regions[::2], mem.regions[1::2], strict=True) if end
+    )
+    return f" of {mem.size} bytes{further}"
+
+
 def _check(mem: GuestMemory, addr: int, length: int) -> None:
     if not in_range(mem, addr, length):
-        raise AddressError(f"{length} bytes at {addr:#x} are not in guest memory of {mem.size} bytes")
+        raise AddressError(f"{length} bytes at {addr:#x} are not in guest memory{extent(mem)}")
 
 
 def read_bytes(mem: GuestMemory, addr: int, length: int) -> bytes:
@@ -191,7 +267,7 @@ def allocate(mem: GuestMemory, size: int, align: int) -> int:
     if align < 1 or align & (align - 1) or size < 0:
         raise AddressError(f"cannot allocate {size} bytes aligned to {align}; align is a power of two")
     addr = (mem.next_free + align - 1) & ~(align - 1)
-    if addr + size > mem.size:
+    if not in_range(mem, addr, size):
         raise MemoryFullError(f"guest memory of {mem.size} bytes has no room for {size} more; make it larger")
     mem.next_free = addr + size
     return addr

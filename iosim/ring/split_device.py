@@ -8,16 +8,21 @@ Indexes run modulo 2**16 and are masked at every step.
 
 from __future__ import annotations
 
+from iosim.ring.device_queue import DeviceQueue
 from iosim.ring.errors import (
     ADDRESS_OUT_OF_RANGE,
     AVAIL_IDX_JUMPED,
+    BAD_TABLE_LENGTH,
     DESC_LOOP,
     EMPTY,
     HEAD_OUT_OF_RANGE,
     INDIRECT_UNSUPPORTED,
+    INDIRECT_WITH_NEXT,
     INUSE_EXCEEDED,
+    NESTED_INDIRECT,
     NEXT_OUT_OF_RANGE,
     READABLE_AFTER_WRITABLE,
+    TABLE_TOO_LONG,
     ZERO_LENGTH,
 )
 from iosim.ring.event import vring_need_event
@@ -27,87 +32,8 @@ from iosim.ring.layout import (
     VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE,
     VRING_USED_F_NO_NOTIFY,
-    check_ring,
 )
-from iosim.ring.memory import GuestMemory, fence
-
-
-class DeviceQueue:
-    """The state a device keeps of one split virtqueue (QEMU: ``struct VirtQueue``).
-
-    Args:
-        mem: Guest memory.
-        size: Descriptors, a power of two from 1 to 32768.
-        desc: Guest-physical address of the descriptor table.
-        avail: The same of the available ring.
-        used: The same of the used ring.
-        event_idx: Whether VIRTIO_F_EVENT_IDX was negotiated.
-
-    Attributes:
-        last_avail_idx: Index of the next entry of the available ring to take.
-        shadow_avail_idx: The available index when it was last read.
-        used_idx: The used index as last published.
-        signalled_used: The used index when an interrupt was last considered.
-        signalled_used_valid: Whether `signalled_used` may be relied upon.
-        notification: Whether the device wants to be notified.
-        inuse: Chains taken and not yet given back.
-        elem_out_num: Buffers to read of the chain that `pop` returned last.
-        elem_in_num: Buffers to write of that chain.
-        elem_addr: Their guest-physical addresses, the readable ones first.
-        elem_len: Their lengths in bytes, in the same order.
-
-    Raises:
-        SizeError: The size is none that a split virtqueue can have.
-        AddressError: A part is not aligned or not in guest memory.
-    """
-
-    __slots__ = (
-        "avail",
-        "desc",
-        "elem_addr",
-        "elem_in_num",
-        "elem_len",
-        "elem_out_num",
-        "event_idx",
-        "inuse",
-        "last_avail_idx",
-        "mem",
-        "notification",
-        "shadow_avail_idx",
-        "signalled_used",
-        "signalled_used_valid",
-        "size",
-        "used",
-        "used_idx",
-    )
-
-    def __init__(
-        self, mem: GuestMemory, size: int, desc: int, avail: int, used: int, event_idx: bool
-    ) -> None:
-        check_ring(mem, size, desc, avail, used)
-        self.mem = mem
-        self.size = size
-        self.desc = desc
-        self.avail = avail
-        self.used = used
-        self.event_idx = event_idx
-        self.last_avail_idx = 0
-        self.shadow_avail_idx = 0
-        self.used_idx = 0
-        self.signalled_used = 0
-        self.signalled_used_valid = False
-        self.notification = True
-        self.inuse = 0
-        self.elem_out_num = 0
-        self.elem_in_num = 0
-        self.elem_addr = [0] * size
-        self.elem_len = [0] * size
-
-    def __repr__(self) -> str:
-        return (
-            f"DeviceQueue(size={self.size}, last_avail_idx={self.last_avail_idx},"
-            f" used_idx={self.used_idx}, inuse={self.inuse})"
-        )
+from iosim.ring.memory import fence, in_range, in_regions, read_u32, read_u64
 
 
 def empty(q: DeviceQueue) -> bool:
@@ -131,6 +57,58 @@ def avail_in_ring(q: DeviceQueue) -> int:
     if heads > q.size:
         return AVAIL_IDX_JUMPED
     return heads
+
+
+def read_table(q: DeviceQueue, table: int, length: int, count: int, in_num: int) -> int:
+    """Add an indirect table's chain to the ``count`` buffers found so far, ``in_num`` of them writable.
+
+    The table may stand at any address. A chain in it may be longer than the queue, as QEMU allows it: 1024 then.
+
+    Returns:
+        The new ``count`` times 65536 plus the new ``in_num``; or a code.
+
+    Source: 2.7.5.3; QEMU ``virtqueue_split_pop``.
+    """
+    if length == 0 or length & 15:
+        return BAD_TABLE_LENGTH
+    mem = q.mem
+    if not in_range(mem, table, length):
+        return ADDRESS_OUT_OF_RANGE
+    entries = length >> 4
+    limit = len(q.elem_addr)
+    visited = 0
+    i = 0
+    more = True
+    while more:
+        if visited >= entries:
+            return DESC_LOOP
+        if count >= limit:
+            return TABLE_TOO_LONG
+        at = table + 16 * i
+        addr = read_u64(mem, at)
+        size = read_u32(mem, at + 8)
+        flags_next = read_u32(mem, at + 12)
+        if flags_next & VRING_DESC_F_INDIRECT:
+            return NESTED_INDIRECT
+        if flags_next & VRING_DESC_F_WRITE:
+            in_num += 1
+        elif in_num > 0:
+            return READABLE_AFTER_WRITABLE
+        if size == 0:
+            return ZERO_LENGTH
+        if not in_range(mem, addr, size):
+            return ADDRESS_OUT_OF_RANGE
+        q.elem_addr[count] = addr
+        q.elem_len[count] = size
+        count += 1
+        visited += 1
+        if flags_next & VRING_DESC_F_NEXT:
+            i = flags_next >> 16
+            if i >= entries:
+                return NEXT_OUT_OF_RANGE
+        else:
+            more = False
+    return count << 16 | in_num
 
 
 def pop(q: DeviceQueue) -> int:
@@ -183,24 +161,38 @@ def pop(q: DeviceQueue) -> int:
         length = u32[desc32 + 4 * i + 2]
         flags_next = u32[desc32 + 4 * i + 3]
         if flags_next & VRING_DESC_F_INDIRECT:
-            return INDIRECT_UNSUPPORTED
-        if flags_next & VRING_DESC_F_WRITE:
-            in_num += 1
-        elif in_num > 0:
-            return READABLE_AFTER_WRITABLE
-        if length == 0:
-            return ZERO_LENGTH
-        if not 0 <= addr <= mem_size - length:
-            return ADDRESS_OUT_OF_RANGE
-        elem_addr[count] = addr
-        elem_len[count] = length
-        count += 1
-        if flags_next & VRING_DESC_F_NEXT:
-            i = flags_next >> 16
-            if i >= size:
-                return NEXT_OUT_OF_RANGE
-        else:
+            # The last of a chain may be an indirect one (2.7.5.3.2, though QEMU knows only the first).
+            if not q.indirect:
+                return INDIRECT_UNSUPPORTED
+            if flags_next & VRING_DESC_F_NEXT:
+                return INDIRECT_WITH_NEXT
+            found = read_table(q, addr, length, count, in_num)
+            if found < 0:
+                return found
+            count = found >> 16
+            in_num = found & 0xFFFF
             more = False
+        else:
+            if flags_next & VRING_DESC_F_WRITE:
+                in_num += 1
+            elif in_num > 0:
+                return READABLE_AFTER_WRITABLE
+            if length == 0:
+                return ZERO_LENGTH
+            if not 0 <= addr <= mem_size - length and not in_regions(mem, addr, length):
+                return ADDRESS_OUT_OF_RANGE
+            elem_addr[count] = addr
+            elem_len[count] = length
+            count += 1
+            if flags_next & VRING_DESC_F_NEXT:
+                i = flags_next >> 16
+                if i >= size:
+                    return NEXT_OUT_OF_RANGE
+            else:
+                more = False
+    if q.in_order:
+        q.order[q.taken % size] = head
+        q.taken += 1
     last_avail = (last_avail + 1) & 0xFFFF
     q.last_avail_idx = last_avail
     q.inuse += 1
@@ -240,6 +232,7 @@ def flush(q: DeviceQueue, count: int) -> None:
     q.used_idx = new
     q.mem.u16[(q.used >> 1) + 1] = new
     q.inuse -= count
+    q.given += count
     # Once the used index has come around, its distance from signalled_used says nothing any more. QEMU takes
     # that distance as a signed number, so it stops relying on signalled_used from 32768 entries on.
     distance = (new - q.signalled_used) & 0xFFFF
@@ -247,16 +240,12 @@ def flush(q: DeviceQueue, count: int) -> None:
         q.signalled_used_valid = False
 
 
-def push(q: DeviceQueue, head: int, length: int) -> None:
-    """Give one chain back to the driver: `fill` and `flush` (QEMU ``virtqueue_push``).
-
-    Args:
-        q: The queue.
-        head: What `pop` returned.
-        length: Bytes written into the chain's writable buffers.
-    """
-    fill(q, head, length, 0)
-    flush(q, 1)
+def unpop(q: DeviceQueue) -> None:
+    """Put the chain that was taken last back, to be taken again (QEMU ``virtqueue_unpop``)."""
+    q.last_avail_idx = (q.last_avail_idx - 1) & 0xFFFF
+    q.inuse -= 1
+    if q.in_order:
+        q.taken -= 1
 
 
 def set_notification(q: DeviceQueue, enable: bool) -> None:

@@ -9,12 +9,14 @@ Indexes run modulo 2**16 and are masked at every step.
 
 from __future__ import annotations
 
+from iosim.ring.driver_queue import DriverQueue
 from iosim.ring.errors import (
     BAD_TOKEN,
     CHAIN_TOO_LONG,
     EMPTY,
     EMPTY_CHAIN,
     NO_SPACE,
+    NOT_IN_ORDER,
     USED_ID_NOT_HEAD,
     USED_ID_OUT_OF_RANGE,
     USED_IDX_JUMPED,
@@ -22,119 +24,57 @@ from iosim.ring.errors import (
 from iosim.ring.event import vring_need_event
 from iosim.ring.layout import (
     VRING_AVAIL_F_NO_INTERRUPT,
+    VRING_DESC_F_INDIRECT,
     VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE,
     VRING_USED_F_NO_NOTIFY,
-    check_ring,
 )
-from iosim.ring.memory import GuestMemory, fence
+from iosim.ring.memory import fence, write_u32, write_u64
 
 
-class DriverQueue:
-    """The state a driver keeps of one split virtqueue (Linux: ``struct vring_virtqueue``).
+def write_table(d: DriverQueue, out_num: int, in_num: int, table: int) -> None:
+    """Write an indirect table of the buffers in ``d.seg_addr`` and ``d.seg_len`` (2.7.5.3).
 
-    Args:
-        mem: Guest memory.
-        size: Descriptors, a power of two from 1 to 32768.
-        desc: Guest-physical address of the descriptor table.
-        avail: The same of the available ring.
-        used: The same of the used ring.
-        event_idx: Whether VIRTIO_F_EVENT_IDX was negotiated.
-
-    Attributes:
-        seg_addr: Where the caller puts the guest-physical addresses of the next chain's buffers.
-        seg_len: Where the caller puts their lengths in bytes.
-        free_head: First descriptor of the free list (linked by `desc_next`).
-        num_free: Descriptors in the free list.
-        num_added: Chains added since the last `kick_prepare`.
-        last_used_idx: Index of the next entry of the used ring to take.
-        avail_idx_shadow: The available index as last published.
-        avail_flags_shadow: The flags as last decided; with `event_idx` they are not written to the ring.
-        event_triggered: An interrupt came since callbacks were last enabled, so none is due.
-        used_len: Bytes the device says it wrote into the chain that `get_used` returned last.
-        used_head: Head of that chain.
-        desc_state: By head: the token of the chain in flight, or -1.
-        desc_num: By head: descriptors of the chain in flight.
-        desc_last: By head: last descriptor of the chain in flight.
-        desc_next: By descriptor: the next one, in a chain or in the free list.
-
-    Raises:
-        SizeError: The size is none that a split virtqueue can have.
-        AddressError: A part is not aligned or not in guest memory.
+    Every descriptor's next is the one behind it, the last one's too, as Linux leaves it.
     """
-
-    __slots__ = (
-        "avail",
-        "avail_flags_shadow",
-        "avail_idx_shadow",
-        "desc",
-        "desc_last",
-        "desc_next",
-        "desc_num",
-        "desc_state",
-        "event_idx",
-        "event_triggered",
-        "free_head",
-        "last_used_idx",
-        "mem",
-        "num_added",
-        "num_free",
-        "seg_addr",
-        "seg_len",
-        "size",
-        "used",
-        "used_head",
-        "used_len",
-    )
-
-    def __init__(
-        self, mem: GuestMemory, size: int, desc: int, avail: int, used: int, event_idx: bool
-    ) -> None:
-        check_ring(mem, size, desc, avail, used)
-        self.mem = mem
-        self.size = size
-        self.desc = desc
-        self.avail = avail
-        self.used = used
-        self.event_idx = event_idx
-        self.seg_addr = [0] * size
-        self.seg_len = [0] * size
-        self.free_head = 0
-        self.num_free = size
-        self.num_added = 0
-        self.last_used_idx = 0
-        self.avail_idx_shadow = 0
-        self.avail_flags_shadow = 0
-        self.event_triggered = False
-        self.used_len = 0
-        self.used_head = 0
-        self.desc_state = [-1] * size
-        self.desc_num = [0] * size
-        self.desc_last = [0] * size
-        self.desc_next = [(i + 1) & (size - 1) for i in range(size)]
-
-    def __repr__(self) -> str:
-        return (
-            f"DriverQueue(size={self.size}, num_free={self.num_free},"
-            f" avail_idx_shadow={self.avail_idx_shadow}, last_used_idx={self.last_used_idx})"
-        )
+    mem = d.mem
+    total = out_num + in_num
+    for k in range(total):
+        flags = VRING_DESC_F_NEXT
+        if k >= out_num:
+            flags = VRING_DESC_F_NEXT | VRING_DESC_F_WRITE
+        if k == total - 1:
+            flags -= VRING_DESC_F_NEXT
+        at = table + 16 * k
+        write_u64(mem, at, d.seg_addr[k])
+        write_u32(mem, at + 8, d.seg_len[k])
+        write_u32(mem, at + 12, flags | ((k + 1) & 0xFFFF) << 16)
 
 
-def add(d: DriverQueue, out_num: int, in_num: int, token: int) -> int:
-    """Make one chain of buffers available to the device; return its head, or a code.
+def enqueue(d: DriverQueue, head: int, last: int, descs: int, out_num: int, in_num: int, token: int) -> None:
+    """Take ``descs`` descriptors from ``head`` to ``last`` off the free list and put the chain into the ring."""
+    d.free_head = d.desc_next[last]
+    d.num_free -= descs
+    d.desc_state[head] = token
+    d.desc_num[head] = descs
+    d.desc_last[head] = last
+    added = d.added
+    d.desc_seq[head] = added
+    d.added = added + 1
+    if d.in_order:
+        d.order[added % d.size] = head
+        writable = 0
+        for k in range(out_num, out_num + in_num):
+            writable += d.seg_len[k]
+        d.desc_in_len[head] = writable
+    idx = d.avail_idx_shadow
+    d.mem.u16[(d.avail >> 1) + 2 + (idx & (d.size - 1))] = head
+    d.avail_idx_shadow = (idx + 1) & 0xFFFF
+    d.num_pending += 1
 
-    The buffers stand in ``d.seg_addr`` and ``d.seg_len``: first ``out_num`` that the device reads, then
-    ``in_num`` that it writes (2.7.4.2).
 
-    Args:
-        d: The queue.
-        out_num: Buffers the device reads.
-        in_num: Buffers the device writes.
-        token: A number from 0 by which `get_used` gives the chain back.
-
-    Returns:
-        The head (from 0), or `EMPTY_CHAIN`, `CHAIN_TOO_LONG`, `NO_SPACE` or `BAD_TOKEN`; then nothing has
-        changed.
+def add_direct(d: DriverQueue, out_num: int, in_num: int, token: int) -> int:
+    """Put one chain of descriptors into the ring without publishing it; see `iosim.ring.driver.add_batched`.
 
     Source: 2.7.13; Linux ``virtqueue_add_split``.
     """
@@ -171,22 +111,49 @@ def add(d: DriverQueue, out_num: int, in_num: int, token: int) -> int:
         u32[desc32 + 4 * i + 3] = flags | following << 16
         last = i
         i = following
-    d.free_head = i
-    d.num_free -= total
-    d.desc_state[head] = token
-    d.desc_num[head] = total
-    d.desc_last[head] = last
-    u16 = mem.u16
-    avail16 = d.avail >> 1
-    idx = d.avail_idx_shadow
-    u16[avail16 + 2 + (idx & (d.size - 1))] = head
-    # The device may look as soon as the index moves: the entry and the descriptors must stand before.
-    fence(mem)
-    idx = (idx + 1) & 0xFFFF
-    d.avail_idx_shadow = idx
-    u16[avail16 + 1] = idx
-    d.num_added += 1
+    enqueue(d, head, last, total, out_num, in_num, token)
     return head
+
+
+def add_indirect(d: DriverQueue, out_num: int, in_num: int, token: int, table: int) -> int:
+    """Put one chain into an indirect table and the table's descriptor into the ring, without publishing it.
+
+    Args:
+        d: The queue.
+        out_num: Buffers the device reads.
+        in_num: Buffers the device writes.
+        token: A number from 0 by which `get_used` gives the chain back.
+        table: Guest-physical address of room for 16 bytes for each buffer.
+
+    Source: 2.7.5.3; Linux ``virtqueue_add_split``.
+    """
+    total = out_num + in_num
+    if total <= 0:
+        return EMPTY_CHAIN
+    if total > d.size:
+        return CHAIN_TOO_LONG
+    if d.num_free < 1:
+        return NO_SPACE
+    if token < 0:
+        return BAD_TOKEN
+    write_table(d, out_num, in_num, table)
+    mem = d.mem
+    head = d.free_head
+    mem.u64[(d.desc >> 3) + 2 * head] = table
+    mem.u32[(d.desc >> 2) + 4 * head + 2] = 16 * total
+    mem.u32[(d.desc >> 2) + 4 * head + 3] = VRING_DESC_F_INDIRECT | d.desc_next[head] << 16
+    enqueue(d, head, head, 1, out_num, in_num, token)
+    return head
+
+
+def publish(d: DriverQueue) -> None:
+    """Make available whatever was added and not published, all at once (2.7.13.3)."""
+    if d.num_pending > 0:
+        # The device may look as soon as the index moves: the entries and the descriptors must stand before.
+        fence(d.mem)
+        d.mem.u16[(d.avail >> 1) + 1] = d.avail_idx_shadow
+        d.num_added += d.num_pending
+        d.num_pending = 0
 
 
 def kick_prepare(d: DriverQueue) -> bool:
@@ -196,7 +163,7 @@ def kick_prepare(d: DriverQueue) -> bool:
     """
     # The index must be out before the event index is read, or both sides may decide to wait.
     fence(d.mem)
-    new = d.avail_idx_shadow
+    new = (d.avail_idx_shadow - d.num_pending) & 0xFFFF
     added = d.num_added
     d.num_added = 0
     if d.event_idx:
@@ -213,18 +180,23 @@ def more_used(d: DriverQueue) -> bool:
     return d.mem.u16[(d.used >> 1) + 1] != d.last_used_idx
 
 
+def detach(d: DriverQueue, head: int) -> int:
+    """Free a chain's descriptors; return its token (Linux ``detach_buf_split``)."""
+    token = d.desc_state[head]
+    d.desc_state[head] = -1
+    if not d.in_order:
+        d.desc_next[d.desc_last[head]] = d.free_head
+        d.free_head = head
+    # In order, chains are freed as they were taken: the free list is the rest of the ring and needs no links.
+    d.num_free += d.desc_num[head]
+    d.taken += 1
+    return token
+
+
 def get_used(d: DriverQueue) -> int:
-    """Take the next used chain back; return its token, `EMPTY`, or a code.
+    """Take the next used chain back; return its token, `EMPTY`, or a code; see `iosim.ring.driver.get_used`.
 
-    Sets ``d.used_len`` and ``d.used_head`` and frees the chain's descriptors. While callbacks are enabled it
-    also moves `used_event` along, so that the device notifies of the next one; Linux writes it whether
-    EVENT_IDX was negotiated or not, and so does this.
-
-    Returns:
-        The token (from 0); `EMPTY`; or `USED_IDX_JUMPED`, `USED_ID_OUT_OF_RANGE` or `USED_ID_NOT_HEAD`, and
-        then nothing has changed.
-
-    Source: 2.7.14, 2.7.8; Linux ``virtqueue_get_buf_ctx_split``.
+    Source: 2.7.14, 2.7.8; Linux ``virtqueue_get_buf_ctx_split``. In order: 2.7.9.
     """
     mem = d.mem
     last_used = d.last_used_idx
@@ -235,21 +207,33 @@ def get_used(d: DriverQueue) -> int:
     # Each chain in flight holds a descriptor at least.
     if pending > size - d.num_free:
         return USED_IDX_JUMPED
-    # The entry may be read only after the index that covers it.
-    fence(mem)
-    entry = (d.used >> 2) + 1 + 2 * (last_used & (size - 1))
-    head = mem.u32[entry]
-    if head >= size:
-        return USED_ID_OUT_OF_RANGE
-    token = d.desc_state[head]
-    if token < 0:
-        return USED_ID_NOT_HEAD
-    d.used_len = mem.u32[entry + 1]
+    head = d.batch_head
+    length = d.batch_len
+    if head < 0:
+        # The entry may be read only after the index that covers it.
+        fence(mem)
+        entry = (d.used >> 2) + 1 + 2 * (last_used & (size - 1))
+        head = mem.u32[entry]
+        if not 0 <= head < size:
+            return USED_ID_OUT_OF_RANGE
+        if d.desc_state[head] < 0 or d.desc_seq[head] >= d.added - d.num_pending:
+            return USED_ID_NOT_HEAD
+        length = mem.u32[entry + 1]
+    if d.in_order:
+        # Chains that the device skipped were used, too, and all of their writable buffers (2.7.9).
+        first = d.order[d.taken % size]
+        if d.batch_head < 0 and d.desc_seq[head] - d.desc_seq[first] >= pending:
+            return NOT_IN_ORDER
+        if first != head:
+            d.batch_head = head
+            d.batch_len = length
+            length = d.desc_in_len[first]
+            head = first
+        else:
+            d.batch_head = -1
+    d.used_len = length
     d.used_head = head
-    d.desc_state[head] = -1
-    d.desc_next[d.desc_last[head]] = d.free_head
-    d.free_head = head
-    d.num_free += d.desc_num[head]
+    token = detach(d, head)
     last_used = (last_used + 1) & 0xFFFF
     d.last_used_idx = last_used
     if (d.avail_flags_shadow & VRING_AVAIL_F_NO_INTERRUPT) == 0:
@@ -259,19 +243,22 @@ def get_used(d: DriverQueue) -> int:
     return token
 
 
-def vring_interrupt(d: DriverQueue) -> bool:
-    """Note that the device's interrupt came; tell whether there is something to take.
+def detach_unused(d: DriverQueue) -> int:
+    """Take back a chain that the device will not use any more; return its token, or `EMPTY`.
 
-    With EVENT_IDX the device sends no second interrupt until `used_event` moves on, so Linux remembers that
-    one came, and `disable_cb` then has nothing to write.
-
-    Source: Linux ``vring_interrupt`` (False is its IRQ_NONE).
+    Source: Linux ``virtqueue_detach_unused_buf_split``, which takes the available index back with each.
     """
-    if not more_used(d):
-        return False
-    if d.event_idx:
-        d.event_triggered = True
-    return True
+    for head in range(d.size):
+        if d.desc_state[head] >= 0:
+            d.used_head = head
+            d.used_len = 0
+            d.batch_head = -1
+            d.num_pending = 0
+            idx = (d.avail_idx_shadow - 1) & 0xFFFF
+            d.avail_idx_shadow = idx
+            d.mem.u16[(d.avail >> 1) + 1] = idx
+            return detach(d, head)
+    return EMPTY
 
 
 def disable_cb(d: DriverQueue) -> None:
@@ -294,7 +281,6 @@ def disable_cb(d: DriverQueue) -> None:
 
 
 def _enable_at(d: DriverQueue, event: int) -> None:
-    d.event_triggered = False
     if d.avail_flags_shadow & VRING_AVAIL_F_NO_INTERRUPT:
         d.avail_flags_shadow &= ~VRING_AVAIL_F_NO_INTERRUPT
         if not d.event_idx:
@@ -321,14 +307,6 @@ def poll(d: DriverQueue, last_used_idx: int) -> bool:
     return d.mem.u16[(d.used >> 1) + 1] != last_used_idx & 0xFFFF
 
 
-def enable_cb(d: DriverQueue) -> bool:
-    """Ask for an interrupt at the next used chain; False if there already is one to take.
-
-    Callbacks stay enabled either way (Linux ``virtqueue_enable_cb``).
-    """
-    return not poll(d, enable_cb_prepare(d))
-
-
 def delayed_bufs(d: DriverQueue) -> int:
     """Return how many chains a delayed interrupt waits for in Linux: three quarters of those in flight."""
     return ((d.avail_idx_shadow - d.last_used_idx) & 0xFFFF) * 3 // 4
@@ -346,16 +324,3 @@ def arm_used_event(d: DriverQueue, bufs: int) -> None:
 def used_beyond(d: DriverQueue, bufs: int) -> bool:
     """Tell whether more than ``bufs`` used chains wait to be taken."""
     return ((d.mem.u16[(d.used >> 1) + 1] - d.last_used_idx) & 0xFFFF) > bufs
-
-
-def enable_cb_delayed(d: DriverQueue) -> bool:
-    """Ask for an interrupt when three quarters of the chains in flight are used.
-
-    Returns:
-        True: armed. False: that many are used already, take them; callbacks are enabled all the same.
-
-    Source: 2.7.7; Linux ``virtqueue_enable_cb_delayed``.
-    """
-    bufs = delayed_bufs(d)
-    arm_used_event(d, bufs)
-    return not used_beyond(d, bufs)

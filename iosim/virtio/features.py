@@ -116,13 +116,89 @@ VIRTIO_NET_F_STANDBY: Final = 62
 #: The device says its speed and duplex mode.
 VIRTIO_NET_F_SPEED_DUPLEX: Final = 63
 
-_COMMON: Final[dict[str, int]] = {
-    name: bit for name, bit in list(globals().items()) if name.startswith(("VIRTIO_F_", "VIRTIO_RING_F_"))
+# Bits of a block device, section 5.2.3.
+
+#: Write barriers. Legacy devices only (5.2.3.1).
+VIRTIO_BLK_F_BARRIER: Final = 0
+#: The device says how long one buffer of a request may be.
+VIRTIO_BLK_F_SIZE_MAX: Final = 1
+#: The device says how many buffers of data a request may have.
+VIRTIO_BLK_F_SEG_MAX: Final = 2
+#: The device gives a geometry.
+VIRTIO_BLK_F_GEOMETRY: Final = 4
+#: The device cannot be written.
+VIRTIO_BLK_F_RO: Final = 5
+#: The device says what its block size is.
+VIRTIO_BLK_F_BLK_SIZE: Final = 6
+#: SCSI packet commands. Legacy devices only (5.2.3.1).
+VIRTIO_BLK_F_SCSI: Final = 7
+#: The device has a cache to be flushed.
+VIRTIO_BLK_F_FLUSH: Final = 9
+#: The device gives hints on alignment and the best sizes of requests.
+VIRTIO_BLK_F_TOPOLOGY: Final = 10
+#: The cache can be switched between writeback and writethrough.
+VIRTIO_BLK_F_CONFIG_WCE: Final = 11
+#: There are several request queues.
+VIRTIO_BLK_F_MQ: Final = 12
+#: Sectors can be discarded.
+VIRTIO_BLK_F_DISCARD: Final = 13
+#: Sectors can be zeroed without sending zeroes.
+VIRTIO_BLK_F_WRITE_ZEROES: Final = 14
+#: The device tells how worn it is.
+VIRTIO_BLK_F_LIFETIME: Final = 15
+#: Sectors can be erased with all their copies.
+VIRTIO_BLK_F_SECURE_ERASE: Final = 16
+#: The device is zoned (virtio 1.3).
+VIRTIO_BLK_F_ZONED: Final = 17
+
+# Bits of a console, section 5.3.3.
+
+#: The device says how many columns and rows it has.
+VIRTIO_CONSOLE_F_SIZE: Final = 0
+#: There are several ports, and queues for control messages.
+VIRTIO_CONSOLE_F_MULTIPORT: Final = 1
+#: The device has a register to write characters to before its queues run.
+VIRTIO_CONSOLE_F_EMERG_WRITE: Final = 2
+
+# Bits of a traditional memory balloon, section 5.5.3.
+
+#: The driver tells the device before it uses pages from the balloon.
+VIRTIO_BALLOON_F_MUST_TELL_HOST: Final = 0
+#: There is a queue for statistics.
+VIRTIO_BALLOON_F_STATS_VQ: Final = 1
+#: The balloon gives pages back when the guest runs out of memory.
+VIRTIO_BALLOON_F_DEFLATE_ON_OOM: Final = 2
+#: The driver tells which pages are free (for migration).
+VIRTIO_BALLOON_F_FREE_PAGE_HINT: Final = 3
+#: The driver says what it writes into free pages.
+VIRTIO_BALLOON_F_PAGE_POISON: Final = 4
+#: The driver reports pages as they become free.
+VIRTIO_BALLOON_F_REPORTING: Final = 5
+
+# Bits of a SCSI host, section 5.6.3.
+
+#: A request may have data for the device and from it.
+VIRTIO_SCSI_F_INOUT: Final = 0
+#: The host tells when targets and logical units come and go.
+VIRTIO_SCSI_F_HOTPLUG: Final = 1
+#: The host tells when a logical unit's parameters change.
+VIRTIO_SCSI_F_CHANGE: Final = 2
+#: Requests carry data integrity fields.
+VIRTIO_SCSI_F_T10_PI: Final = 3
+
+# Entropy (5.4.3) and input devices (5.8.3) have no bits of their own.
+
+
+def _named(*prefixes: str) -> dict[str, int]:
+    """Return the constants above whose names begin with one of ``prefixes``."""
+    return {name: bit for name, bit in globals().items() if name.startswith(prefixes)}
+
+
+_COMMON: Final[dict[str, int]] = _named("VIRTIO_F_", "VIRTIO_RING_F_")
+_DEVICES: Final[dict[str, dict[str, int]]] = {
+    device: _named(f"VIRTIO_{device.upper()}_F_")
+    for device in ("net", "blk", "console", "rng", "balloon", "scsi", "input")
 }
-_NET: Final[dict[str, int]] = {
-    name: bit for name, bit in list(globals().items()) if name.startswith("VIRTIO_NET_F_")
-}
-_DEVICES: Final[dict[str, dict[str, int]]] = {"net": _NET}
 
 
 def _table(device: str | None) -> dict[str, int]:
@@ -147,7 +223,8 @@ def feature_bit(name: str, device: str | None = None) -> int:
     Args:
         name: As in Linux's headers or the specification, in any case, with or without its prefix
             (``VIRTIO_NET_F_MQ``, ``mq``, ``event_idx``).
-        device: ``net``, for its own bits too; otherwise the bits of every device.
+        device: ``net``, ``blk``, ``console``, ``rng``, ``balloon``, ``scsi`` or ``input``, for its own bits
+            too; otherwise the bits of every device.
 
     Raises:
         IosimError: There is no such bit, or no such device type.

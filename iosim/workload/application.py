@@ -1,13 +1,16 @@
-"""The application in the guest: what each workload makes it do between two packets."""
+"""The application in the guest, one for each flow: what each workload makes it do between two packets."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 
 from iosim.effects import Effect, notify, spend, wait
+from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
+from iosim.guest.scheduler import RunQueue, cond_resched
 from iosim.guest.socket import Socket, recvmsg
 from iosim.host.costs import GUEST_TIMER, GUEST_WAKEUP, INTERARRIVAL, THINK_TIME
+from iosim.host.flows import remember
 from iosim.host.kvm import Vcpu, arm_timer, deliver_interrupt, eoi_edge, irq_enter, irq_return
 from iosim.host.machine import Machine
 from iosim.window import complete, drop, new_request
@@ -16,11 +19,12 @@ from iosim.workload.spec import RX, TX, Workload
 
 
 class Application:
-    """The guest's application.
+    """The guest's application on one socket.
 
     Args:
-        machine, vcpu, socket, client, workload: What it belongs to.
-        timer: The vector of the guest's timer.
+        machine, socket, client, workload: What it belongs to. It runs on the socket's vCPU.
+        runqueue, task: Where it stands in line for that, and as which task.
+        timer: The timer of its vCPU.
 
     Attributes:
         kind: ``RR``, ``TX`` or ``RX``.
@@ -28,13 +32,24 @@ class Application:
         armed: The guest has set its timer for the next one.
     """
 
-    __slots__ = ("armed", "arrivals", "client", "kind", "machine", "open_loop", "socket", "timer", "vcpu")
+    __slots__ = (
+        "armed", "arrivals", "client", "kind", "machine", "open_loop", "runqueue", "socket", "task", "timer", "vcpu",
+    )  # fmt: skip
 
     def __init__(
-        self, machine: Machine, vcpu: Vcpu, socket: Socket, client: Client, workload: Workload, timer: int
+        self,
+        machine: Machine,
+        socket: Socket,
+        runqueue: RunQueue,
+        task: int,
+        client: Client,
+        workload: Workload,
+        timer: GuestTimer,
     ) -> None:
         self.machine = machine
-        self.vcpu = vcpu
+        self.runqueue = runqueue
+        self.task = task
+        self.vcpu = socket.vcpu
         self.socket = socket
         self.client = client
         self.kind = workload.kind
@@ -42,14 +57,56 @@ class Application:
         self.timer = timer
         self.arrivals = Fifo(BACKLOG)
         self.armed = False
-        if self.kind == TX and self.open_loop:
-            machine.system.process("tx arrivals", tx_arrivals(self))
-            vcpu.handler("timer interrupt", timer_interrupt(self))
+        timer.applications.append(self)
+
+
+class Timetable:
+    """When the packets of an open loop of ``tx`` are due, for all applications together.
+
+    Args:
+        machine: The machine.
+        applications: Whose turn it is, is their order.
+    """
+
+    __slots__ = ("applications", "machine")
+
+    def __init__(self, machine: Machine, applications: list[Application]) -> None:
+        self.machine = machine
+        self.applications = applications
+        machine.system.process("tx arrivals", tx_arrivals(self))
+
+
+class GuestTimer:
+    """The timer of a vCPU, which its applications share.
+
+    Args:
+        vcpu, vector: Whom it interrupts.
+
+    Attributes:
+        applications: Those on this vCPU.
+        fires: The channel by which it is told that an application's time has come, where there are several flows.
+    """
+
+    __slots__ = ("applications", "fires", "vcpu", "vector")
+
+    def __init__(self, vcpu: Vcpu, vector: int) -> None:
+        self.vcpu = vcpu
+        self.vector = vector
+        self.applications: list[Application] = []
+        self.fires = vcpu.machine.system.channel(f"vcpu{vcpu.number} timer")
+
+    def install(self) -> None:
+        """Add its processes, for a workload that sets it."""
+        self.vcpu.handler(instance("timer interrupt", self.vcpu.number), timer_interrupt(self))
+        machine = self.vcpu.machine
+        if machine.flows.count > 1:
+            machine.system.process(instance("guest timer", self.vcpu.number), apic_timer(self))
 
 
 def next_packet(a: Application) -> Generator[Effect, None, int]:
     """Wait for what the application does next; return the request: one received (rr, rx) or one to send (tx)."""
     row = -1
+    yield from cond_resched(a.runqueue, a.task)
     if a.kind == TX:
         if a.open_loop:
             row = yield from next_arrival(a)
@@ -59,7 +116,7 @@ def next_packet(a: Application) -> Generator[Effect, None, int]:
         row = yield from recvmsg(a.socket)
         if a.kind == RX:
             yield from complete(a.machine.window, row, a.machine.clock.now)
-            yield from return_credit(a.client)
+            yield from return_credit(a.client, a.socket.number)
         yield spend(THINK_TIME)
     return row
 
@@ -74,6 +131,8 @@ def next_in_closed_loop(a: Application) -> Generator[Effect, None, int]:
             yield spend(GUEST_WAKEUP)
     s.credits -= 1
     row = yield from new_request(a.machine.window, a.machine.clock.now)
+    if a.machine.flows.count > 1:
+        remember(a.machine.flows, row, s.number)
     return row
 
 
@@ -89,26 +148,45 @@ def next_arrival(a: Application) -> Generator[Effect, None, int]:
     return take_first(a.arrivals)
 
 
-def tx_arrivals(a: Application) -> Generator[Effect, None, None]:
-    """The open loop's clock: a packet is due; where the guest sleeps, its timer fires."""
-    w = a.machine.window
+def tx_arrivals(t: Timetable) -> Generator[Effect, None, None]:
+    """The open loop's clock: a packet of the next application is due; where that sleeps, its vCPU's timer fires."""
+    m = t.machine
+    w = m.window
     while not w.draining:
         yield spend(INTERARRIVAL)
         if not w.draining:
-            row = yield from new_request(w, a.machine.clock.now)
+            row = yield from new_request(w, m.clock.now)
+            a = t.applications[row % m.flows.count]
+            if m.flows.count > 1:
+                remember(m.flows, row, a.socket.number)
             if put(a.arrivals, row):
                 if a.armed:
                     a.armed = False
-                    yield from deliver_interrupt(a.vcpu, a.timer)
+                    if m.flows.count > 1:
+                        yield notify(a.timer.fires)
+                    else:
+                        # The injection holds the next arrival up, by half a microsecond at most.
+                        yield from deliver_interrupt(a.vcpu, a.timer.vector)
             else:
                 yield from drop(w, row)
 
 
-def timer_interrupt(a: Application) -> Generator[Effect, None, None]:
-    """The guest's timer interrupt: wake the application."""
+def apic_timer(t: GuestTimer) -> Generator[Effect, None, None]:
+    """The timer fires: KVM injects its interrupt."""
     while True:
-        yield from irq_enter(a.vcpu, a.timer)
-        yield from eoi_edge(a.vcpu)
+        yield wait(t.fires)
+        yield from deliver_interrupt(t.vcpu, t.vector)
+
+
+def timer_interrupt(t: GuestTimer) -> Generator[Effect, None, None]:
+    """The guest's timer interrupt: wake the applications whose time has come."""
+    while True:
+        yield from irq_enter(t.vcpu, t.vector)
+        yield from eoi_edge(t.vcpu)
         yield spend(GUEST_TIMER)
-        yield notify(a.socket.readable)
-        yield from irq_return(a.vcpu)
+        i = 0
+        while i < len(t.applications):
+            if not t.applications[i].armed:
+                yield notify(t.applications[i].socket.readable)
+            i += 1
+        yield from irq_return(t.vcpu)

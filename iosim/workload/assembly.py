@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from iosim.engine.system import System
+from iosim.guest.scheduler import RunQueue
 from iosim.guest.socket import Socket
 from iosim.host.hosts import Host
 from iosim.host.kvm import Vcpu
@@ -13,10 +14,10 @@ from iosim.host.network import Network
 from iosim.requests import RequestTable, Stage
 from iosim.ring.memory import GuestMemory
 from iosim.window import Window
-from iosim.workload.application import Application
+from iosim.workload.application import Application, GuestTimer, Timetable
 from iosim.workload.client import Client
 from iosim.workload.path import Milestones
-from iosim.workload.spec import Workload
+from iosim.workload.spec import TX, Workload
 
 RINGS = 256 << 10
 """Bytes of guest memory for rings: the largest, of 4096 descriptors both ways, fit well."""
@@ -27,12 +28,22 @@ BUFFER = 2048
 class NetworkRoom:
     """A machine room with one guest, a tap on a bridge, a physical NIC and a client at the end of the wire.
 
+    Flow ``i`` belongs to queue pair ``i`` modulo ``pairs``, and pair ``i`` to vCPU ``i`` modulo ``vcpus``: interrupts,
+    softirq and application of a flow are on one vCPU, as after ``set_irq_affinity`` and ``taskset``. What comes for a
+    flow before it has sent anything may still go to another pair (see `iosim.host.network.automq`).
+
     Args:
         host: Costs and properties.
         workload: What is asked.
         rx, tx: The path's stages in both directions (see `Milestones`).
-        vectors: Interrupt vectors of the guest's NIC; the guest's timer has one more.
-        buffers: Packet buffers that the guest's driver allocates.
+        vectors: Interrupt vectors of a queue pair of the guest's NIC.
+        buffers: Packet buffers that the guest's driver allocates for a queue pair.
+        pairs: Queue pairs of the guest's NIC.
+        vcpus: vCPUs of the guest, no more than pairs.
+
+    Attributes:
+        vcpus, sockets, applications: By number of the vCPU or the flow.
+        vcpu, socket, application: The first, for a path that has one of each.
     """
 
     def __init__(
@@ -43,6 +54,8 @@ class NetworkRoom:
         tx: Mapping[str, Stage],
         vectors: int,
         buffers: int,
+        pairs: int = 1,
+        vcpus: int = 1,
     ) -> None:
         p = host.properties
         self.host = host
@@ -50,17 +63,28 @@ class NetworkRoom:
         self.system = System()
         self.milestones = Milestones(workload, rx, tx)
         self.window = Window(self.system, RequestTable(self.milestones.stages, self.milestones.names))
-        self.machine = Machine(self.system, self.window, GuestMemory(RINGS + BUFFER * buffers))
-        self.vcpu = Vcpu(
-            self.machine,
-            vectors + 1,
-            apicv=bool(p["apicv"].value),
-            pv_eoi=bool(p["pv_eoi"].value),
-            halt_poll_max=int(p["halt_poll_ns"].value),
-            grow=int(p["halt_poll_grow"].value),
-            grow_start=int(p["halt_poll_grow_start"].value),
-            shrink=int(p["halt_poll_shrink"].value),
-        )
+        memory = GuestMemory((RINGS + BUFFER * buffers) * pairs)
+        self.machine = Machine(self.system, self.window, memory, workload.flows)
+        # On each vCPU: those of its pairs, then the timer's, then the reschedule interrupt's.
+        self.pairs_a_vcpu = -(-pairs // vcpus)
+        timer = vectors * self.pairs_a_vcpu
+        several = vcpus > 1
+        self.vcpus = [
+            Vcpu(
+                self.machine,
+                timer + 1 + several,
+                number,
+                timer + 1 if several else -1,
+                apicv=bool(p["apicv"].value),
+                pv_eoi=bool(p["pv_eoi"].value),
+                halt_poll_max=int(p["halt_poll_ns"].value),
+                grow=int(p["halt_poll_grow"].value),
+                grow_start=int(p["halt_poll_grow_start"].value),
+                shrink=int(p["halt_poll_shrink"].value),
+            )
+            for number in range(vcpus)
+        ]
+        self.vcpu = self.vcpus[0]
         self.network = Network(
             self.machine,
             self.milestones,
@@ -68,9 +92,26 @@ class NetworkRoom:
             wire_bytes=workload.wire_bytes,
             propagation=int(p["wire_propagation"].value),
             tap_limit=max(1, int(p["tap_queue"].value)),
+            queues=pairs,
         )
-        self.socket = Socket(self.machine, self.milestones, workload.size, workload.depth)
+        self.machine.parts["network"] = self.network
+        self.sockets = [
+            Socket(self.machine, self.milestones, self.vcpus[i % pairs % vcpus], workload.size, workload.depth, i)
+            for i in range(workload.flows)
+        ]
+        self.socket = self.sockets[0]
         self.client = Client(self.machine, self.network, self.milestones, workload)
-        self.application = Application(
-            self.machine, self.vcpu, self.socket, self.client, workload, timer=vectors
-        )
+        self.applications: list[Application] = []
+        by_vcpu = [[s for s in self.sockets if s.vcpu is vcpu] for vcpu in self.vcpus]
+        runqueues = [RunQueue(self.machine, v, len(mine)) for v, mine in zip(self.vcpus, by_vcpu, strict=True)]
+        timers = [GuestTimer(vcpu, timer) for vcpu in self.vcpus]
+        for s in self.sockets:
+            task = by_vcpu[s.vcpu.number].index(s)
+            runqueue = runqueues[s.vcpu.number]
+            a = Application(self.machine, s, runqueue, task, self.client, workload, timers[s.vcpu.number])
+            self.applications.append(a)
+        self.application = self.applications[0]
+        if workload.kind == TX and workload.open_loop:
+            Timetable(self.machine, self.applications)
+            for each in timers:
+                each.install()

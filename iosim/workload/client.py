@@ -1,8 +1,8 @@
 """The machine at the other end of the wire: it sends requests and receives replies. Its own CPUs are not simulated.
 
-In a closed loop each of ``depth`` connections sends its next request when the reply is there (and ``peer_delay`` is
-over); in an open loop requests arrive at a rate whatever became of earlier ones. A request that a full queue dropped
-gives its place in the closed loop back at once, where real software would wait for a timeout.
+In a closed loop each flow has ``depth`` connections, and each sends its next request when the reply is there (and
+``peer_delay`` is over); in an open loop requests arrive at a rate whatever became of earlier ones. A request that a
+full queue dropped gives its place in the closed loop back at once, where real software would wait for a timeout.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Final
 
-from iosim.effects import Effect, notify, sleep_until, spend, wait
+from iosim.effects import Effect, give, notify, sleep_until, spend, take, wait
+from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
 from iosim.host.costs import CLIENT_RECEIVE, CLIENT_SEND, INTERARRIVAL, PEER_DELAY, WIRE
+from iosim.host.flows import flow_of, remember
 from iosim.host.machine import Machine
 from iosim.host.network import Network
 from iosim.requests import last_milestone, mark
@@ -21,7 +23,7 @@ from iosim.workload.path import Milestones
 from iosim.workload.spec import RR, RX, Workload
 
 OPEN_SENDERS: Final = 64
-"""Threads of the client in an open loop: as many requests can be in its sending half at a time."""
+"""Threads of the client in an open loop (as many for each flow): so many requests can be in its sending half."""
 BACKLOG: Final = 1 << 16
 """Requests of an open loop that can wait in the client (more are refused at the sender: an overloaded run ends)."""
 
@@ -33,14 +35,15 @@ class Client:
         machine, network, milestones, workload: What it belongs to.
 
     Attributes:
-        connection: The connection (or sender) of each row, by its place in the table, in ``rr``.
         reply: The channel of each connection.
-        credits: Packets that may still be sent in a closed loop, in ``rx``.
+        credits: Packets of each flow that may still be sent in a closed loop, in ``rx``.
+        credit: The channel of each flow's sender.
+        wire: Who sends a frame has it.
     """
 
     __slots__ = (
-        "connection", "credit", "credits", "kind", "lost", "machine", "milestones", "network", "open_loop", "pending",
-        "reply", "send", "sending", "work",
+        "credit", "credits", "kind", "lost", "machine", "milestones", "network", "open_loop", "pending", "reply",
+        "send", "sending", "wire", "work",
     )  # fmt: skip
 
     def __init__(self, machine: Machine, network: Network, milestones: Milestones, workload: Workload) -> None:
@@ -50,17 +53,17 @@ class Client:
         self.milestones = milestones
         self.kind = workload.kind
         self.open_loop = workload.open_loop
-        self.connection: list[int] = []
-        self.credits = workload.depth
-        self.credit = system.channel("client credit")
+        self.credits = [workload.depth] * workload.flows
+        self.credit = [system.channel(instance("client credit", flow)) for flow in range(workload.flows)]
         self.pending = Fifo(BACKLOG)
         self.send = system.channel("client wire")
         self.sending = Fifo(BACKLOG)
+        self.wire = system.lock("client wire")
         self.reply: list[int] = []
         self.lost: list[bool] = []
         self.work: list[Fifo] = []
         if workload.kind == RR:
-            count = OPEN_SENDERS if workload.open_loop else workload.depth
+            count = (OPEN_SENDERS // workload.flows if workload.open_loop else workload.depth) * workload.flows
             self.reply = [system.channel(f"connection {i}") for i in range(count)]
             self.lost = [False] * count
             self.work = [Fifo(BACKLOG // count) for _ in range(count)] if workload.open_loop else []
@@ -76,19 +79,13 @@ class Client:
         elif workload.kind == RX:
             if workload.open_loop:
                 system.process("arrivals", rx_arrivals(self))
-            system.process("packet sender", rx_sender(self))
+                system.process("packet sender", rx_open_sender(self))
+            else:
+                for flow in range(workload.flows):
+                    system.process(instance("packet sender", flow), rx_sender(self, flow))
         else:
             system.process("client NIC", packet_sink(self))
         system.process("lost requests", lost_requests(self))
-
-
-def remember(c: Client, row: int, i: int) -> None:
-    """A new row is of connection ``i``."""
-    place = row & c.machine.table.mask
-    if place < len(c.connection):
-        c.connection[place] = i
-    else:
-        c.connection.append(i)
 
 
 def connection(c: Client, i: int) -> Generator[Effect, None, None]:
@@ -97,7 +94,7 @@ def connection(c: Client, i: int) -> Generator[Effect, None, None]:
     clock = m.clock
     while not m.window.draining:
         row = yield from new_request(m.window, clock.now)
-        remember(c, row, i)
+        remember(m.flows, row, i)
         yield spend(CLIENT_SEND)
         mark(m.table, row, c.milestones.client_sent, clock.now)
         put(c.sending, row)
@@ -119,7 +116,7 @@ def rr_arrivals(c: Client) -> Generator[Effect, None, None]:
         if not m.window.draining:
             row = yield from new_request(m.window, m.clock.now)
             i = row % len(c.reply)
-            remember(c, row, i)
+            remember(m.flows, row, i)
             if put(c.work[i], row):
                 yield notify(c.reply[i])
             else:
@@ -167,7 +164,7 @@ def client_nic(c: Client) -> Generator[Effect, None, None]:
         row = take_first(net.to_client)
         yield sleep_until(take_first(net.to_client_at))
         mark(m.table, row, c.milestones.client_arrived, m.clock.now)
-        i = c.connection[row & m.table.mask]
+        i = m.flows.connection[row & m.table.mask]
         if c.open_loop:
             put(c.work[i], row)
         yield notify(c.reply[i])
@@ -191,51 +188,65 @@ def rx_arrivals(c: Client) -> Generator[Effect, None, None]:
         yield spend(INTERARRIVAL)
         if not m.window.draining:
             row = yield from new_request(m.window, m.clock.now)
+            if m.flows.count > 1:
+                remember(m.flows, row, row % m.flows.count)
             if put(c.pending, row):
                 yield notify(c.send)
             else:
                 yield from drop(m.window, row)
 
 
-def rx_sender(c: Client) -> Generator[Effect, None, None]:
-    """The sender of rx: a packet is created with its first bit on the wire (closed loop) or when it arrived (open)."""
-    m = c.machine
-    net = c.network
-    clock = m.clock
+def rx_open_sender(c: Client) -> Generator[Effect, None, None]:
+    """The sender of rx in an open loop: a packet was created when it was due."""
     while True:
-        row = -1
-        if c.open_loop:
-            while c.pending.count == 0:
-                yield wait(c.send)
-            row = take_first(c.pending)
-        else:
-            yield spend(PEER_DELAY)
-            while c.credits == 0 or m.window.draining:
-                yield wait(c.credit)
-            c.credits -= 1
-            row = yield from new_request(m.window, clock.now)
-        yield spend(WIRE, net.wire_bytes)
-        put(net.from_client, row)
-        put(net.from_client_at, clock.now + net.propagation)
-        yield notify(net.wire_in)
+        while c.pending.count == 0:
+            yield wait(c.send)
+        yield from send_frame(c, take_first(c.pending))
+
+
+def rx_sender(c: Client, flow: int) -> Generator[Effect, None, None]:
+    """The sender of a flow of rx in the closed loop: a packet is created with its first bit on the wire."""
+    m = c.machine
+    while True:
+        yield spend(PEER_DELAY)
+        while c.credits[flow] == 0 or m.window.draining:
+            yield wait(c.credit[flow])
+        yield take(c.wire)
+        if not m.window.draining:
+            c.credits[flow] -= 1
+            row = yield from new_request(m.window, m.clock.now)
+            if m.flows.count > 1:
+                remember(m.flows, row, flow)
+            yield from send_frame(c, row)
+        yield give(c.wire)
+
+
+def send_frame(c: Client, row: int) -> Generator[Effect, None, None]:
+    """Put a frame on the wire to the host, bit by bit."""
+    net = c.network
+    yield spend(WIRE, net.wire_bytes)
+    put(net.from_client, row)
+    put(net.from_client_at, c.machine.clock.now + net.propagation)
+    yield notify(net.wire_in)
 
 
 def lost_requests(c: Client) -> Generator[Effect, None, None]:
     """Give the places of dropped requests back to the closed loop."""
     window = c.machine.window
+    flows = c.machine.flows
     while True:
         while window.lost.count == 0:
             yield wait(window.losses)
         row = take_first(window.lost)
         if c.kind == RR and not c.open_loop:
-            i = c.connection[row & window.table.mask]
+            i = flows.connection[row & window.table.mask]
             c.lost[i] = True
             yield notify(c.reply[i])
         elif c.kind == RX:
-            yield from return_credit(c)
+            yield from return_credit(c, flow_of(flows, row))
 
 
-def return_credit(c: Client) -> Generator[Effect, None, None]:
-    """A packet of rx reached the application, or was lost: the closed loop may send another."""
-    c.credits += 1
-    yield notify(c.credit)
+def return_credit(c: Client, flow: int) -> Generator[Effect, None, None]:
+    """A packet of rx reached its application, or was lost: the closed loop may send another of its flow."""
+    c.credits[flow] += 1
+    yield notify(c.credit[flow])

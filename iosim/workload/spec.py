@@ -41,11 +41,12 @@ class Workload:
     Args:
         name: ``rr``, ``tx`` or ``rx``.
         size: Payload bytes of a packet, each way.
-        depth: Requests under way in a closed loop.
-        rate: Requests per second of an open loop; 0 in a closed one.
+        depth: Requests under way in a closed loop, in each flow.
+        rate: Requests per second of an open loop, of all flows together; 0 in a closed one.
         arrivals: ``closed``, ``poisson`` or ``constant`` (open loops at ``rate``).
         think_time: ps that the guest's application works on a request before it answers or sends.
         peer_delay: ps that the client waits after a reply before its next request (closed loops).
+        flows: Sockets in the guest, each with an application of its own, and their peers.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Workload:
     arrivals: str
     think_time: int
     peer_delay: int
+    flows: int = 1
 
     @property
     def kind(self) -> int:

@@ -14,7 +14,7 @@ from iosim import model as registry
 from iosim.engine.distributions import Constant, LogNormal, Uniform
 from iosim.host import costs, hosts
 from iosim.host.units import show_time
-from iosim.settings import RunSettings, Settings, WorkloadSettings
+from iosim.settings import GuestSettings, RunSettings, Settings, WorkloadSettings
 from iosim.specification import CONSTANT_COSTS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -24,6 +24,7 @@ UNITS = {
     "workload.name": "name",
     "workload.size": "bytes",
     "workload.depth": "requests",
+    "workload.flows": "flows",
     "workload.rate": "1/s",
     "workload.arrivals": "name",
     "workload.think_time": "time",
@@ -35,6 +36,8 @@ UNITS = {
     "run.replication": "number",
     "run.engine": "name",
     "run.keep": "name",
+    "guest.vcpus": "vCPUs",
+    "device.queues": "queue pairs",
     "device.hub": "on, off",
     "device.mmio": "on, off",
     "device.event_idx": "on, off",
@@ -153,6 +156,7 @@ def cost_settings() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "workload": lambda: group(WorkloadSettings, "workload"),
     "run": lambda: group(RunSettings, "run"),
+    "guest": lambda: group(GuestSettings, "guest"),
     "properties": properties,
     "host costs": cost_settings,
     "composite": composite,

@@ -64,6 +64,14 @@ def test_identical_for_every_workload(model: str, workload: str, loop: dict[str,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["virtio-net", "vhost-net"])
+@pytest.mark.parametrize("workload", ["rr", "tx", "rx"])
+@pytest.mark.parametrize("pairs", [{"device.queues": 4}, {"device.queues": 4, "guest.vcpus": 2, "workload.flows": 7}])
+def test_identical_with_several_queue_pairs(model: str, workload: str, pairs: dict[str, Any]) -> None:
+    assert_identical(model, workload, {"run.requests": 4000, **pairs})
+
+
+@pytest.mark.slow
 def test_identical_for_the_saturated_pair() -> None:
     assert_identical("prodcons", None, {"run.requests": 3000})
 
@@ -104,6 +112,9 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
         chosen["device.event_idx"] = draw(st.booleans())
         chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256, 1024]))
         chosen["device.tx_queue_size"] = draw(st.sampled_from([32, 256, 1024]))
+        chosen["device.queues"] = draw(st.sampled_from([1, 1, 2, 3, 8]))
+        chosen["guest.vcpus"] = min(chosen["device.queues"], draw(st.sampled_from([1, 2, 8])))
+        chosen["workload.flows"] = chosen["device.queues"] + draw(st.sampled_from([0, 0, 1, 5]))
     return workload, chosen
 
 
@@ -139,6 +150,18 @@ def test_compiled_once_for_a_structure_and_never_for_a_setting(monkeypatch: pyte
         {"host.costs.vm_exit": "1us..2us"},
     ):
         run(specify("vhost-net", workload="rr", settings={**base, **change}))
+    assert code.compilations == before
+
+
+def test_compiled_once_for_several_queue_pairs_however_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process types are compiled, not processes; and the text is that of one pair but for what is one no more."""
+    monkeypatch.setenv("IOSIM_CACHE", "off")
+    base: dict[str, Any] = {"run.engine": "compiled", "run.requests": 50}
+    run(specify("vhost-net", workload="rr", settings={**base, "device.queues": 2}))
+    before = code.compilations
+    for pairs in (3, 4, 8):
+        run(specify("vhost-net", workload="rr", settings={**base, "device.queues": pairs}))
+    run(specify("vhost-net", workload="rr", settings={**base, "device.queues": 8, "workload.depth": 20}))
     assert code.compilations == before
 
 

@@ -137,6 +137,10 @@ def any_run(draw: st.DrawFn) -> tuple[str, str, dict[str, object]]:
         chosen["device.event_idx"] = draw(st.booleans())
         chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256, 1024]))
         chosen["device.tx_queue_size"] = draw(st.sampled_from([32, 256, 1024]))
+        queues = draw(st.sampled_from([1, 1, 2, 3, 8]))
+        chosen["device.queues"] = queues
+        chosen["guest.vcpus"] = min(queues, draw(st.sampled_from([1, 2, 8])))
+        chosen["workload.flows"] = queues + draw(st.sampled_from([0, 0, 1, 5]))
     return model, workload, chosen
 
 

@@ -22,7 +22,7 @@ from iosim.errors import IosimError
 from iosim.host import hosts
 from iosim.models import prodcons
 from iosim.result import Result
-from iosim.ring.split import should_notify
+from iosim.ring.queue import should_notify
 
 REGIMES = hosts.published()["notification_regimes"]
 MEASURED = REGIMES["measured_example"]

@@ -9,10 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from iosim.errors import IosimError
-from iosim.ring import errors, split
+from iosim.ring import errors
+from iosim.ring import queue as rings
 from iosim.ring.errors import EMPTY, RingError, code_name, raise_for
 from iosim.ring.memory import GuestMemory, in_range, read_bytes, write_bytes
-from iosim.ring.split import DeviceQueue, DriverQueue, add, get_used, new_queue, pop, push
+from iosim.ring.queue import DeviceQueue, DriverQueue, add, get_used, new_queue, pop, push
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 DEVICE_CODES = {
@@ -73,17 +74,17 @@ CASES = [
 
 @pytest.mark.parametrize(("device", "code"), CASES)
 def test_each_mistake_of_the_driver_has_its_own_code(device: DeviceQueue, code: int) -> None:
-    before = split.state(device) | {"shadow_avail_idx": None}
+    before = rings.state(device) | {"shadow_avail_idx": None}
     bytes_before = read_bytes(device.mem, 0, 4096)
     assert code_name(pop(device)) == code_name(code)
     assert code_name(pop(device)) == code_name(code), "the answer stays"
-    assert split.state(device) | {"shadow_avail_idx": None} == before, "no index moves"
+    assert rings.state(device) | {"shadow_avail_idx": None} == before, "no index moves"
     assert read_bytes(device.mem, 0, 4096) == bytes_before, "nothing is written"
 
 
 def test_avail_in_ring_names_a_jump_too() -> None:
-    assert split.avail_in_ring(crafted([GOOD], [], avail_idx=5)) == errors.AVAIL_IDX_JUMPED
-    assert split.avail_in_ring(crafted([GOOD], [], avail_idx=4)) == 4
+    assert rings.avail_in_ring(crafted([GOOD], [], avail_idx=5)) == errors.AVAIL_IDX_JUMPED
+    assert rings.avail_in_ring(crafted([GOOD], [], avail_idx=4)) == 4
 
 
 def test_the_last_byte_of_memory_is_memory() -> None:
@@ -137,8 +138,8 @@ def test_random_bytes_give_a_code_or_a_valid_chain(area, size, event_idx, last) 
         valid(device, head)
         if area[0] & 1:
             push(device, head, 7)
-        split.should_notify(device)
-        split.set_notification(device, bool(area[1] & 1))
+        rings.should_notify(device)
+        rings.set_notification(device, bool(area[1] & 1))
 
 
 @given(
@@ -199,9 +200,9 @@ def test_each_mistake_of_the_device_has_its_own_code(head: int, used_idx: int, c
     driver, _ = loaded()
     driver.mem.u32[(driver.used >> 2) + 1] = head
     driver.mem.u16[(driver.used >> 1) + 1] = used_idx
-    before = split.state(driver)
+    before = rings.state(driver)
     assert code_name(get_used(driver)) == code_name(code)
-    assert split.state(driver) == before
+    assert rings.state(driver) == before
 
 
 def test_a_chain_comes_back_only_once() -> None:
@@ -235,8 +236,8 @@ def test_a_hostile_device_cannot_corrupt_the_free_list(area, descriptors, used_i
             assert token == EMPTY or token in DRIVER_CODES
             break
         tokens.append(token)
-        split.kick_prepare(driver)
-        split.enable_cb_delayed(driver)
+        rings.kick_prepare(driver)
+        rings.enable_cb_delayed(driver)
     assert len(set(tokens)) == len(tokens)
     assert set(tokens) <= {0, 1, 2}
     assert driver.num_free == 2 + 2 * len(tokens)

@@ -7,7 +7,7 @@ import pytest
 from iosim.ring.errors import AddressError, SizeError
 from iosim.ring.layout import split_layout
 from iosim.ring.memory import GuestMemory, read_bytes
-from iosim.ring.split import (
+from iosim.ring.queue import (
     DeviceQueue,
     DriverQueue,
     add,

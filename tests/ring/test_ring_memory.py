@@ -50,7 +50,7 @@ def test_numbers_are_little_endian_at_any_address(read, write, form, bits, addr,
     write(mem, addr, value)
     assert read_bytes(mem, addr, bits // 8) == struct.pack(form, value)
     assert read(mem, addr) == value
-    assert sum(mem.buffer) == sum(struct.pack(form, value)), "wrote beside the number"
+    assert sum(mem.u8) == sum(struct.pack(form, value)), "wrote beside the number"
 
 
 def test_the_views_share_one_buffer() -> None:
@@ -82,7 +82,7 @@ def test_bytes_outside_memory_are_refused_and_nothing_is_written() -> None:
         copy(mem, 0, 4090, 7)
     with pytest.raises(AddressError):
         copy(mem, -1, 0, 1)
-    assert not any(mem.buffer)
+    assert not any(mem.u8)
 
 
 @given(src=st.integers(0, 90), dst=st.integers(0, 90), length=st.integers(0, 30))

@@ -10,4 +10,4 @@ PAGE = Path(__file__).parents[2] / "docs" / "background" / "rings.md"
 
 def test_the_example_on_the_page_runs() -> None:
     failed, tried = doctest.testfile(str(PAGE), module_relative=False)
-    assert (failed, tried) == (0, 11)
+    assert (failed, tried) == (0, 20)

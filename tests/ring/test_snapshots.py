@@ -7,6 +7,7 @@ decoded by an independent program, and QEMU's own indexes at that moment.
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 from iosim.ring.errors import EMPTY, INDIRECT_UNSUPPORTED
 from iosim.ring.layout import split_layout
 from iosim.ring.memory import GuestMemory, read_bytes, write_bytes
-from iosim.ring.split import (
+from iosim.ring.queue import (
     DeviceQueue,
     DriverQueue,
     add,
+    add_indirect,
     avail_in_ring,
     disable_cb,
     enable_cb,
@@ -28,6 +30,7 @@ from iosim.ring.split import (
     pop,
     push,
     set_notification,
+    set_vring_base,
     should_notify,
     state,
 )
@@ -131,6 +134,35 @@ def test_2_7_5_3_an_indirect_descriptor_is_named_as_what_it_is(mem: GuestMemory)
     assert pop(device) == INDIRECT_UNSUPPORTED
 
 
+def test_2_7_5_3_the_device_reads_the_tables_that_linux_wrote(mem: GuestMemory) -> None:
+    """Eight requests in flight, each one descriptor in the ring; and with them all QEMU's indexes are met."""
+    snapshot = FILES["blk_split_evidx_indirect"]["snapshots"][1]
+    load(mem, "blk_split_evidx_indirect", snapshot)
+    qemu, first = snapshot["qemu_state"], snapshot["used"]["idx"]
+    parts = (snapshot["desc_gpa"], snapshot["avail_gpa"], snapshot["used_gpa"])
+    for table in snapshot["indirect_tables"].values():
+        for k, entry in enumerate(table["entries"]):
+            write_bytes(mem, table["table_gpa"] + 16 * k, struct.pack("<QIHH", *entry))
+    device = DeviceQueue(mem, 16, *parts, True, indirect=True)
+    set_vring_base(device, first)
+    for index in range(first, snapshot["avail"]["idx"]):
+        head = pop(device)
+        assert head == snapshot["avail"]["ring"][index % 16]
+        entries = snapshot["indirect_tables"][str(head)]["entries"]
+        assert popped_chain(device) == [(addr, length, bool(flags & 2)) for addr, length, flags, _ in entries]
+    assert pop(device) == EMPTY
+    assert {key: state(device)[key] for key in ("inuse", "last_avail_idx", "used_idx")} == {
+        key: qemu[key] for key in ("inuse", "last_avail_idx", "used_idx")
+    }
+    # And the driver writes such a table as Linux did, next of the last one included.
+    driver = DriverQueue(mem, 16, *parts, True, indirect=True)
+    table = next(iter(snapshot["indirect_tables"].values()))
+    for k, (addr, length, _, _) in enumerate(table["entries"]):
+        driver.seg_addr[k], driver.seg_len[k] = addr, length
+    add_indirect(driver, 1, 2, 0, 0x1000)
+    assert read_bytes(mem, 0x1000, 48) == read_bytes(mem, table["table_gpa"], 48)
+
+
 @pytest.mark.parametrize(("name", "snapshot"), SNAPSHOTS)
 def test_2_7_8_the_driver_takes_the_recorded_used_entries(
     name: str, snapshot: Snapshot, mem: GuestMemory
@@ -142,6 +174,7 @@ def test_2_7_8_the_driver_takes_the_recorded_used_entries(
     count = min(used_idx, 3)
     driver.last_used_idx = used_idx - count
     driver.num_free = 0
+    driver.added = num
     for index in range(used_idx - count, used_idx):
         head, length = ring[index % num]
         driver.desc_state[head] = 77

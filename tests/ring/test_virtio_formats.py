@@ -54,13 +54,15 @@ def test_6_the_bits_that_linux_accepted_from_qemu() -> None:
     assert feature_set(feature_names(accepted, "net"), "net") == accepted
 
 
-def test_no_two_features_share_a_bit() -> None:
-    names = [n for n in vars(features) if n.startswith("VIRTIO_") and "_F_" in n]
+@pytest.mark.parametrize("device", ["net", "blk", "console", "rng", "balloon", "scsi", "input"])
+def test_no_two_features_share_a_bit(device: str) -> None:
+    prefixes = ("VIRTIO_F_", "VIRTIO_RING_F_", f"VIRTIO_{device.upper()}_F_")
+    names = [n for n in vars(features) if n.startswith(prefixes)]
     bits = [getattr(features, n) for n in names]
     assert len(set(bits)) == len(bits)
-    assert all(feature_name(getattr(features, n), "net") == n for n in names)
-    assert all(feature_bit(n, "net") == getattr(features, n) for n in names)
-    assert all(feature_bit(n.partition("_F_")[2].lower(), "net") == getattr(features, n) for n in names)
+    assert all(feature_name(getattr(features, n), device) == n for n in names)
+    assert all(feature_bit(n, device) == getattr(features, n) for n in names)
+    assert all(feature_bit(n.partition("_F_")[2].lower(), device) == getattr(features, n) for n in names)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from iosim.engine.distributions import Constant
 from iosim.engine.draws import stream_key, table_for
 from iosim.engine.system import System
 from iosim.requests import NEVER, UNSET, RequestTable, crowded, grow
+from iosim.ring.memory import fence
 
 ROOM: Final = 1 << 14
 """Requests the lists have room for to begin with."""
@@ -29,7 +30,7 @@ MARGIN: Final = 2048
 """Requests that may be created between two looks at the room left: more than are made at one instant."""
 FOREVER: Final = (1 << 63) - 1
 """A time that never comes."""
-GROWING: Final = {("Window", "order"): 0, ("Client", "connection"): 0}
+GROWING: Final = {("Window", "order"): 0, ("Flows", "connection"): 0}
 """Lists that a request is appended to, by class and attribute."""
 HEAP: Final = ("heap_time", "heap_sequence", "heap_what")
 
@@ -105,7 +106,7 @@ class CompiledEngine:
             self._guest: Any = ctypes.create_string_buffer(8)
             self._guest_at = ctypes.addressof(self._guest)
         else:
-            self._guest = (ctypes.c_char * layout.guest.size).from_buffer(layout.guest.buffer)
+            self._guest = (ctypes.c_char * len(layout.guest.buffer)).from_buffer(layout.guest.buffer)
             self._guest_at = ctypes.addressof(self._guest)
         for place, arguments in self._frames:
             for k, argument in enumerate(arguments):
@@ -175,7 +176,7 @@ class CompiledEngine:
         core, table = self.core, self.table
         kinds = tuple(dict.fromkeys(signature for signature in signatures if signature is not None))
         module = Module(layout, core, table, _intrinsics(layout, core, table, check))
-        key = (tuple(layout.structure()), tuple(module.single.items()), kinds, check)
+        key = (tuple(layout.structure()), kinds, check)
         with _lock:
             if key not in _translations:
                 processes = {signature: module.process(signature[0], list(signature[1])) for signature in kinds}
@@ -358,7 +359,7 @@ def _intrinsics(layout: Layout, core: Core, table: RequestTable, check: Any) -> 
         return INT, code_
 
     def nothing(_e: Any, _arguments: Any) -> Any:
-        """grow: `run` has seen to it that there is room."""
+        """grow: `run` has seen to it that there is room. fence: one processor runs both sides of a ring."""
         return INT, "0"
 
     def resume(e: Any, arguments: Any) -> Any:
@@ -379,6 +380,7 @@ def _intrinsics(layout: Layout, core: Core, table: RequestTable, check: Any) -> 
     return {
         check: ring_error,
         grow: nothing,
+        fence: nothing,
         crowded: too_many,
         engine_core.resume: resume,
         engine_core.requests_nearly_full: nearly_full,

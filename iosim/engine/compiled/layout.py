@@ -75,6 +75,10 @@ def names_of(obj: Any) -> list[str]:
     return [*found, *getattr(obj, "__dict__", {})]
 
 
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _plain(obj: Any) -> bool:
     """Whether an object is state: of a Python class that is not a container, a function or text."""
     module = type(obj).__module__
@@ -104,8 +108,14 @@ class Layout:
         self._seen: set[int] = set()
         for root in roots:
             self._discover(root)
-        for obj in self.found:
+        self.single = self._single()
+        # Objects that are the only one of their class stand first, in an order of their own: code that knows their
+        # places is the same however many there are of the others (queue pairs, vCPUs).
+        for obj in sorted(self.single.values(), key=lambda obj: _name(type(obj))):
             self._place(obj)
+        for obj in self.found:
+            if type(obj) not in self.single:
+                self._place(obj)
         for obj in self.found:
             self._fill(obj)
 
@@ -118,14 +128,15 @@ class Layout:
             if id(obj) in self._seen or isinstance(obj, self.opaque) or not _plain(obj):
                 continue
             self._seen.add(id(obj))
-            if isinstance(getattr(obj, "buffer", None), bytearray):
-                if self.guest is not None and self.guest is not obj:
-                    raise NotImplementedError("one guest memory is all the compiled engine knows")
-                self.guest = obj
             self.found.append(obj)
             slots = self.slots.setdefault(type(obj), {})
             for name in names_of(obj):
                 kind = self._kind(obj, name)
+                if isinstance(kind, View):
+                    # Whatever has views is guest memory, so that no view is without a buffer to look into.
+                    if self.guest is not None and self.guest is not obj:
+                        raise NotImplementedError("one guest memory is all the compiled engine knows")
+                    self.guest = obj
                 if kind is not None and name not in slots:
                     slots[name] = (len(slots), kind)
                 elif kind is not None and slots[name][1] == List(ANY):
@@ -155,6 +166,13 @@ class Layout:
         if value is not None and _plain(value) and not isinstance(value, self.opaque):
             return Obj(type(value))
         return None
+
+    def _single(self) -> dict[type, Any]:
+        """Classes of which there is one object, with the object."""
+        count: dict[type, list[Any]] = {}
+        for obj in self.found:
+            count.setdefault(type(obj), []).append(obj)
+        return {cls: objects[0] for cls, objects in count.items() if len(objects) == 1}
 
     # -- where it is --------------------------------------------------------------------------------------------
 
@@ -201,8 +219,8 @@ class Layout:
 
     def structure(self) -> Iterator[str]:
         """Describe every class, for the key of the cache: the same text means the same translation."""
-        for cls, slots in self.slots.items():
-            yield f"{cls.__module__}.{cls.__qualname__}"
+        for cls, slots in sorted(self.slots.items(), key=lambda item: _name(item[0])):
+            yield _name(cls) + (f" at {self.address(self.single[cls])}" if cls in self.single else "")
             for name, (slot, kind) in slots.items():
                 yield f" {slot} {name} {kind}"
 

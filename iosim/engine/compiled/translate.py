@@ -105,17 +105,10 @@ class Module:
         self.core = core
         self.table = table
         self.intrinsics = intrinsics
-        self.single = self._single_objects()
+        self.single = {cls: layout.address(obj) for cls, obj in layout.single.items()}
         self.texts: list[str] = []
         self.functions: dict[Any, tuple[str, list[Kind | None]]] = {}
         self.processes: dict[Any, tuple[int, int]] = {}
-
-    def _single_objects(self) -> dict[type, int]:
-        """Classes of which there is one object: a reference to it is its place, known in advance."""
-        count: dict[type, list[int]] = {}
-        for obj in self.layout.found:
-            count.setdefault(type(obj), []).append(self.layout.objects[id(obj)])
-        return {cls: places[0] for cls, places in count.items() if len(places) == 1}
 
     def reference(self, kind: Kind, operand: str) -> Value:
         """A reference, by its place where there is only one object of the class."""

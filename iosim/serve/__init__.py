@@ -1,0 +1,1 @@
+"""A device for somebody's QEMU over vhost-user, its rings shown live: what `iosim serve` does."""
