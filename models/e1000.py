@@ -22,15 +22,15 @@ from iosim.effects import TASK, Effect, spend
 from iosim.guest.e1000 import E1000Driver, dev_queue_xmit
 from iosim.guest.socket import sendmsg
 from iosim.host import counters as count
-from iosim.host.costs import QEMU_NET_QUEUE, SYS_READ
+from iosim.host.costs import SYS_READ
 from iosim.host.e1000 import E1000, has_rxbufs, mitigation_timer, receive
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait, timer_due
-from iosim.host.network import copy_cold, tap_read
+from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
-from iosim.requests import Stage, mark
+from iosim.requests import Stage
 from iosim.settings import Flag, Settings, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
@@ -41,9 +41,6 @@ from iosim.workload.spec import Workload
 TAP: Final = 0
 NOTIFY: Final = 1
 """What the main loop polls: the tap, and its own eventfd by which a vCPU thread announces a new timer."""
-
-TAP_BURST: Final = 50
-"""Packets that one call of tap_send reads at most, so as not to keep the big QEMU lock (QEMU net/tap.c)."""
 
 RX_STAGES: Final = {
     "rx_seen": Stage("tap wakes QEMU", "QEMU", WAIT_NOTIFICATION),
@@ -103,21 +100,11 @@ def main_loop(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
 
 def tap_send(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
     """The tap is readable: read packets until there is no more (EAGAIN), the burst is over or the ring is full."""
-    m = e.machine
-    net = e.network
     packets = 0
     more = e.tap.polled
     while more:
-        row = tap_read(e.tap)
+        row = yield from tap_read_packet(e.client)
         if row >= 0:
-            mark(m.table, row, e.milestones.rx_seen, m.clock.now)
-        m.counters.n[count.SYS_READ] += 1
-        yield spend(SYS_READ)
-        if row >= 0:
-            yield from copy_cold(net)
-            yield spend(QEMU_NET_QUEUE)
-            if e.hub:
-                yield spend(QEMU_NET_QUEUE)
             if has_rxbufs(e):
                 yield from receive(e, row)
             else:
@@ -141,13 +128,12 @@ def build(host: Host, workload: Workload, settings: E1000Settings) -> Machine:
         room.machine,
         room.vcpu,
         loop,
-        room.network,
+        NetClient(room.network, room.milestones, settings.hub),
         room.milestones,
         NOTIFY,
         tx_size=settings.tx_descriptors,
         rx_size=settings.rx_descriptors,
         mitigation=settings.mitigation,
-        hub=settings.hub,
     )
     driver = E1000Driver(room.machine, room.vcpu, room.socket, device, room.milestones)
     room.machine.parts["device"] = device

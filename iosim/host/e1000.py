@@ -14,12 +14,13 @@ from typing import Final, Protocol
 
 from iosim.effects import Effect, spend
 from iosim.host import counters as count
-from iosim.host.costs import QEMU_E1000_PACKET, QEMU_E1000_REGISTER, QEMU_NET_QUEUE, SYS_IOCTL, SYS_WRITE
+from iosim.host.costs import QEMU_E1000_PACKET, QEMU_E1000_REGISTER, SYS_IOCTL
 from iosim.host.kvm import Vcpu, set_irq_line
 from iosim.host.machine import Machine
 from iosim.host.main_loop import NEVER, MainLoop, notify_event
 from iosim.host.mmio import COALESCED_RING, CoalescedRing, coalesced_write, return_to_guest, trap_to_qemu
-from iosim.host.network import Network, copy_cold, copy_hot, tap_transmit
+from iosim.host.net_client import NetClient, qemu_send_packet
+from iosim.host.network import copy_cold, copy_hot
 from iosim.requests import mark
 from iosim.ring.memory import allocate
 
@@ -66,18 +67,16 @@ class DeviceMilestones(Protocol):
     rx_signalled: int
     kicked: int
     tx_seen: int
-    processed: int
 
 
 class E1000:
     """The device's state; register names are the manual's, ``mit_*`` QEMU's.
 
     Args:
-        machine, vcpu, main_loop, network, milestones: What it belongs to.
+        machine, vcpu, main_loop, client, milestones: What it belongs to.
         notify_item: The main loop's item for its own eventfd.
         tx_size, rx_size: Descriptors in the rings.
         mitigation: QEMU's property ``mitigation``.
-        hub: The device hangs on QEMU's hub (``-net``): one more net client on the way.
 
     Attributes:
         value: What the last register read gave.
@@ -87,7 +86,7 @@ class E1000:
     """
 
     __slots__ = (
-        "coalesced", "held", "hub", "icr", "ims", "itr", "machine", "main_loop", "milestones", "mit_ide",
+        "client", "coalesced", "held", "icr", "ims", "itr", "machine", "main_loop", "milestones", "mit_ide",
         "mit_irq_level", "mit_timer_on", "mitigation", "network", "notify_item", "rdh", "rdt", "rx_ring", "rx_size",
         "tap", "tdh", "tdt", "trace", "tracing", "tx_ring", "tx_size", "value", "vcpu",
     )  # fmt: skip
@@ -97,24 +96,23 @@ class E1000:
         machine: Machine,
         vcpu: Vcpu,
         main_loop: MainLoop,
-        network: Network,
+        client: NetClient,
         milestones: DeviceMilestones,
         notify_item: int,
         *,
         tx_size: int,
         rx_size: int,
         mitigation: bool,
-        hub: bool,
     ) -> None:
         self.machine = machine
         self.vcpu = vcpu
         self.main_loop = main_loop
-        self.network = network
-        self.tap = network.tap[0]
+        self.client = client
+        self.network = client.network
+        self.tap = client.tap
         self.milestones = milestones
         self.notify_item = notify_item
         self.mitigation = mitigation
-        self.hub = hub
         self.tx_size = tx_size
         self.rx_size = rx_size
         self.tx_ring = allocate(machine.memory, tx_size * DESCRIPTOR, 128)
@@ -222,14 +220,7 @@ def start_xmit(e: E1000) -> Generator[Effect, None, None]:
         mark(m.table, row, e.milestones.tx_seen, m.clock.now)
         yield spend(QEMU_E1000_PACKET)
         yield from copy_cold(e.network)
-        yield spend(QEMU_NET_QUEUE)
-        if e.hub:
-            yield spend(QEMU_NET_QUEUE)
-        m.counters.n[count.SYS_WRITEV] += 1
-        yield spend(SYS_WRITE)
-        yield from copy_hot(e.network)
-        yield from tap_transmit(e.network, e.tap, row)
-        mark(m.table, row, e.milestones.processed, m.clock.now)
+        yield from qemu_send_packet(e.client, row)
         e.mit_ide = True
         m.memory.u32[(at >> 2) + 3] |= DD
         cause |= TXDW

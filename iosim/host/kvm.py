@@ -68,6 +68,7 @@ class Vcpu:
         handlers: How many interrupt handlers have begun and not returned; above 0 the guest's interrupts are off.
         handler_began: When each vector's handler began last (ps).
         line, remote_irr: Of level-triggered vectors: the line's state, and the I/O APIC's flag until the EOI.
+        masked: Of level-triggered vectors: the guest has masked the line in the I/O APIC.
         irq: The channel of each vector's handler.
         wake: The channel a halted vCPU sleeps on.
         ipi: The channel of the host's interrupt that forces an exit.
@@ -76,8 +77,8 @@ class Vcpu:
 
     __slots__ = (
         "apicv", "grow", "grow_start", "halt_poll", "halt_poll_max", "handler_began", "handlers", "idling", "ipi",
-        "irq", "irr", "line", "machine", "mode", "number", "pending", "pv_eoi", "remote_irr", "reschedule", "shrink",
-        "thread", "wake",
+        "irq", "irr", "line", "machine", "masked", "mode", "number", "pending", "pv_eoi", "remote_irr", "reschedule",
+        "shrink", "thread", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +108,7 @@ class Vcpu:
         self.handler_began = [0] * vectors
         self.line = [False] * vectors
         self.remote_irr = [False] * vectors
+        self.masked = [False] * vectors
         self.irq = [machine.system.channel(f"{name} vector {i}") for i in range(vectors)]
         self.wake = machine.system.channel(f"{name} wake")
         self.ipi = machine.system.channel(f"{name} ipi")
@@ -193,7 +195,7 @@ def set_pending(v: Vcpu, vector: int) -> bool:
 def set_irq_line(v: Vcpu, vector: int, asserted: bool) -> Generator[Effect, None, None]:
     """KVM_IRQ_LINE for a level-triggered line: raised, it is delivered once until the guest's EOI."""
     v.line[vector] = asserted
-    if asserted and not v.remote_irr[vector]:
+    if asserted and not v.remote_irr[vector] and not v.masked[vector]:
         v.remote_irr[vector] = True
         yield from deliver_interrupt(v, vector)
     else:
@@ -263,7 +265,7 @@ def eoi_level(v: Vcpu, vector: int) -> Generator[Effect, None, None]:
         yield from vm_exit(v, count.EXIT_MSR_WRITE)
     yield spend(KVM_EOI)
     v.remote_irr[vector] = False
-    if v.line[vector]:
+    if v.line[vector] and not v.masked[vector]:
         v.remote_irr[vector] = True
         set_pending(v, vector)
     yield from vm_entry(v)

@@ -10,8 +10,15 @@ from iosim.qemu.name_list import name_list
 from iosim.qemu.options import FALSE, TRUE, whole_number
 from iosim.settings import MOST_QUEUE_PAIRS
 
-_MODELS = "there is e1000, virtio-net, vhost-net"
-_E1000 = ("e1000", "e1000-82544gc", "e1000-82545em")
+#: NICs that are emulated in full, and the model of each: those of one driver are simulated as one of them.
+_EMULATED = {
+    **dict.fromkeys(name_list("e1000 e1000-82544gc e1000-82545em"), "e1000"),
+    **{name: name for name in name_list("ne2k_pci rtl8139 pcnet i82551 i82557b i82559er")},
+    **dict.fromkeys(
+        name_list("i82550 i82557a i82557c i82558a i82558b i82559a i82559b i82559c i82562 i82801"), "i82551"
+    ),
+}
+_MODELS = "there is ne2k_pci, i82551, i82557b, i82559er, rtl8139, e1000, pcnet, virtio-net, vhost-net"
 #: Back ends whose far end is something other than a tap: what becomes of the packets.
 _OTHER_ENDS = {
     "user": "packets end in QEMU's own TCP/IP stack (slirp), not at a NIC of the host",
@@ -51,8 +58,8 @@ def network_path(machine: Machine) -> Path:
     nic = _only_nic(machine)
     notes = _disk_notes(machine)
     found = None
-    if nic.model in _E1000:
-        found = _e1000(nic, notes)
+    if nic.model in _EMULATED:
+        found = _emulated(nic, notes)
     elif nic.is_virtio:
         found = _virtio(nic, notes, machine.vcpus)
     if found is not None:
@@ -117,16 +124,18 @@ def _hub_notes(nic: Nic) -> list[str]:
     return [f"the NIC goes through QEMU's hub (-net): no checksum or segmentation offload{hint}"]
 
 
-def _e1000(nic: Nic, notes: list[str]) -> Path:
+def _emulated(nic: Nic, notes: list[str]) -> Path:
     _check_backend(nic)
+    model = _EMULATED[nic.model]
     settings: dict[str, object] = {}
-    if "mitigation" in nic.properties:
+    if model == "e1000" and "mitigation" in nic.properties:
         settings["device.mitigation"] = _is_on(nic, "mitigation", True)
-    if nic.model != "e1000":
-        notes = [f"{nic.model} is simulated as e1000 (82540EM)", *notes]
+    if nic.model != model:
+        chip = " (82540EM)" if model == "e1000" else ""
+        notes = [f"{nic.model} is simulated as {model}{chip}", *notes]
     if _asks_vhost(nic):
         notes = ["QEMU ignores vhost=on for a NIC that is not virtio", *notes]
-    return Path("e1000", settings, [*_hub_notes(nic), *notes])
+    return Path(model, settings, [*_hub_notes(nic), *notes])
 
 
 def _asks_vhost(nic: Nic) -> bool:

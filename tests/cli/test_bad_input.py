@@ -111,7 +111,7 @@ def test_one_line_and_status_2(capsys: pytest.CaptureFixture[str], arguments: li
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("kvm -net nic,model=rtl8139 -net tap", "no model of the rtl8139"),
+        ("kvm -net nic,model=tulip -net tap", "no model of the tulip"),
         ("kvm -net nik -net tap", "'nik'"),
         ("kvm -nett nic", "-nett"),
         ("kvm -m -5 -net nic -net tap", "-m"),

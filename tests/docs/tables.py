@@ -39,6 +39,7 @@ UNITS = {
     "guest.vcpus": "vCPUs",
     "device.queues": "queue pairs",
     "device.hub": "on, off",
+    "device.mmio": "on, off",
     "device.event_idx": "on, off",
     "device.mitigation": "on, off",
     "device.poll": "on, off",

@@ -18,7 +18,8 @@ from iosim.specification import specify
 
 code = pytest.importorskip("iosim.engine.compiled.code")
 
-PATHS = ("e1000", "virtio-net", "vhost-net")
+NICS = ("ne2k_pci", "rtl8139", "pcnet", "i82551")
+PATHS = ("e1000", "virtio-net", "vhost-net", *NICS)
 
 
 def both(model: str, workload: str | None, chosen: dict[str, Any]) -> list[iosim.Result]:
@@ -104,6 +105,8 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
         chosen["device.mitigation"] = draw(st.booleans())
         chosen["device.hub"] = draw(st.booleans())
         chosen["device.rx_descriptors"] = draw(st.sampled_from([48, 256]))
+    elif model in NICS:
+        chosen["device.hub"] = draw(st.booleans())
     else:
         # From the longest chain a packet may need up to 1024.
         chosen["device.event_idx"] = draw(st.booleans())

@@ -1,0 +1,75 @@
+"""QEMU's net clients between an emulated NIC and the tap: what each packet passes on its way in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final, Protocol
+
+from iosim.effects import Effect, spend
+from iosim.host import counters as count
+from iosim.host.costs import QEMU_NET_QUEUE, SYS_READ, SYS_WRITE
+from iosim.host.network import Network, copy_cold, copy_hot, tap_read, tap_transmit
+from iosim.requests import mark
+
+TAP_BURST: Final = 50
+"""Packets that one call of tap_send reads at most, so as not to keep the big QEMU lock (QEMU net/tap.c)."""
+
+
+class ClientMilestones(Protocol):
+    """The milestones stamped here."""
+
+    rx_seen: int
+    processed: int
+
+
+class NetClient:
+    """The NIC's net client, joined to a tap.
+
+    Args:
+        network: The host's network, with the tap.
+        milestones: Where to stamp.
+        hub: The NIC hangs on QEMU's hub (``-net``): one more net client on the way.
+
+    Attributes:
+        tap: The tap's one queue.
+    """
+
+    __slots__ = ("hub", "milestones", "network", "tap")
+
+    def __init__(self, network: Network, milestones: ClientMilestones, hub: bool) -> None:
+        self.network = network
+        self.tap = network.tap[0]
+        self.milestones = milestones
+        self.hub = hub
+
+
+def net_queue(c: NetClient) -> Generator[Effect, None, None]:
+    """A packet goes from net client to net client (qemu_net_queue_send)."""
+    yield spend(QEMU_NET_QUEUE)
+    if c.hub:
+        yield spend(QEMU_NET_QUEUE)
+
+
+def qemu_send_packet(c: NetClient, row: int) -> Generator[Effect, None, None]:
+    """The NIC sends a packet that QEMU has in a buffer: one writev to the tap."""
+    m = c.network.machine
+    yield from net_queue(c)
+    m.counters.n[count.SYS_WRITEV] += 1
+    yield spend(SYS_WRITE)
+    yield from copy_hot(c.network)
+    yield from tap_transmit(c.network, c.tap, row)
+    mark(m.table, row, c.milestones.processed, m.clock.now)
+
+
+def tap_read_packet(c: NetClient) -> Generator[Effect, None, int]:
+    """Read a packet from the tap and bring it to the NIC; return its row, or ``EMPTY`` (EAGAIN)."""
+    m = c.network.machine
+    row = tap_read(c.tap)
+    if row >= 0:
+        mark(m.table, row, c.milestones.rx_seen, m.clock.now)
+    m.counters.n[count.SYS_READ] += 1
+    yield spend(SYS_READ)
+    if row >= 0:
+        yield from copy_cold(c.network)
+        yield from net_queue(c)
+    return row

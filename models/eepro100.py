@@ -1,0 +1,129 @@
+"""i82551, i82557b, i82559er: fully emulated NICs. The guest's e100 driver believes in an Intel 8255x; QEMU plays it.
+
+The three are one device to QEMU and to the driver, but for identifiers, statistics and what happens at set-up. Every
+access to a register leaves the guest and goes through the five steps of the I/O trap (`iosim.host.mmio`).
+
+Sending: the driver links a command block to the list and, with interrupts off, reads the command byte (has the last
+command been taken?) and writes "resume" to it. In that write QEMU runs the command unit: it copies the packet, sends
+it to the tap, suspends at the end of the list, and raises INTx for that (CNA). Receiving: QEMU's main loop reads the
+tap, copies the packet behind its frame descriptor, and raises the line (FR). The handler acknowledges, masks, and
+schedules NAPI, which cleans both lists and unmasks; each write of the mask is followed by a read, as a flush. There is
+no interrupt mitigation. A receive unit that has come to the end of its list loses packets until the driver starts it
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final
+
+from pydantic import Field
+
+from iosim.effects import TASK, Effect
+from iosim.fifo import EMPTY
+from iosim.guest.e100 import CBS, RFDS, Nic, dev_queue_xmit
+from iosim.guest.socket import sendmsg
+from iosim.host.eepro100 import EEPRO100, nic_receive
+from iosim.host.hosts import Host
+from iosim.host.machine import Machine
+from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
+from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
+from iosim.host.work import queue_work, take_work
+from iosim.model import Model
+from iosim.requests import Stage
+from iosim.settings import Flag, Settings
+from iosim.workload.application import Application, next_packet
+from iosim.workload.assembly import NetworkRoom
+from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
+from iosim.workload.spec import RX as RX_ONLY
+from iosim.workload.spec import Workload
+
+TAP: Final = 0
+"""What the main loop polls: the tap."""
+
+RX_STAGES: Final = {
+    "rx_seen": Stage("tap wakes QEMU", "QEMU", WAIT_NOTIFICATION),
+    "rx_used": Stage("read(tap), copy to guest", "QEMU", WORK),
+    "rx_signalled": Stage("raise INTx", "interrupt", WORK),
+    "irq": Stage("rx interrupt", "interrupt", WAIT_NOTIFICATION),
+    "handled": Stage("handler: SCBAck, SCBIrqMask, EOI", "exit", WORK),
+    "taken": Stage("NAPI", "guest", WORK),
+    "received": Stage("guest receive stack", "guest", WORK),
+    "dequeued": Stage("W SCBIrqMask, R SCBStatus; wake-up", "exit", WAIT_CPU),
+    "delivered": Stage("recvmsg", "guest", WORK),
+}
+TX_STAGES: Final = {
+    "room": Stage("command blocks used up", "guest", WAIT_QUEUE),
+    "available": Stage("e100_xmit_frame", "guest", WORK),
+    "kicked": Stage("no kick", "exit", WORK),
+    "tx_seen": Stage("R SCBCmd, W SCBCmd: exits to QEMU", "exit", WORK),
+    "processed": Stage("device copies, writev(tap)", "QEMU", WORK),
+}
+
+
+class EEPRO100Settings(Settings):
+    """``device.*`` of i82551, i82557b and i82559er."""
+
+    hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
+
+
+def application(a: Application, driver: Nic) -> Generator[Effect, None, None]:
+    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
+    while True:
+        row = yield from next_packet(a)
+        if a.kind != RX_ONLY:
+            yield from sendmsg(a.socket, row)
+            yield from dev_queue_xmit(driver, row)
+
+
+def main_loop(s: EEPRO100, q: MainLoop) -> Generator[Effect, None, None]:
+    """QEMU's main loop: the tap."""
+    yield from lock_iothread(q)
+    while True:
+        yield from main_loop_wait(q)
+        take_work(q.work)
+        yield from tap_send(s, q)
+
+
+def tap_send(s: EEPRO100, q: MainLoop) -> Generator[Effect, None, None]:
+    """The tap is readable: read packets until there is no more (EAGAIN) or the burst is over."""
+    packets = 0
+    row = yield from tap_read_packet(s.client)
+    while row != EMPTY:
+        yield from nic_receive(s, row)
+        packets += 1
+        row = EMPTY
+        if packets < TAP_BURST:
+            row = yield from tap_read_packet(s.client)
+    if s.client.tap.frames.count > 0:
+        yield from queue_work(q.work, TAP)
+
+
+def build(host: Host, workload: Workload, settings: EEPRO100Settings) -> Machine:
+    """Put the path together for one run."""
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=CBS + RFDS)
+    loop = MainLoop(room.machine, items=1)
+    room.network.tap[0].reader = loop.work
+    room.network.tap[0].reader_item = TAP
+    client = NetClient(room.network, room.milestones, settings.hub)
+    device = EEPRO100(room.machine, room.vcpu, loop, client, room.milestones)
+    driver = Nic(room.machine, room.vcpu, room.socket, device, room.milestones)
+    room.machine.parts["device"] = device
+    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
+    room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
+    return room.machine
+
+
+def sibling(name: str, chip: str) -> Model:
+    """One of the family, under QEMU's name of it."""
+    return Model(
+        name=name,
+        summary=f"full emulation, Intel {chip} under e100: every access to its control block is an exit to QEMU",
+        settings=EEPRO100Settings,
+        build=build,
+    )
+
+
+I82551: Final = sibling("i82551", "82551")
+I82557B: Final = sibling("i82557b", "82557B")
+I82559ER: Final = sibling("i82559er", "82559ER")
