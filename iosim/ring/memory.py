@@ -29,6 +29,8 @@ from iosim.ring.errors import AddressError, ByteOrderError, MemoryFullError, Mem
 
 #: Guest memory comes in whole pages of this many bytes.
 PAGE_SIZE: Final = 4096
+#: Linux's flag, which Python's `mmap` has no name for.
+_MAP_NORESERVE: Final = 0x4000
 #: The largest guest memory that can be asked for, in bytes (64 GiB). Pages never touched cost nothing.
 MAX_SIZE: Final = 1 << 36
 #: The first address the allocator gives out: address 0 stays free to mean "none".
@@ -75,8 +77,9 @@ class GuestMemory:
         if top > MAX_SIZE:
             raise MemorySizeError(f"guest memory up to address {top}; at most {MAX_SIZE}")
         try:
-            # Not a bytearray, which would write all of it: these pages are there when they are touched.
-            self.buffer = mmap.mmap(-1, top, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            # Not a bytearray, which would write all of it: these pages are there when they are touched, and nothing
+            # is promised for the others, or a process with much guest memory could not fork.
+            self.buffer = mmap.mmap(-1, top, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         except (MemoryError, OSError):
             raise MemorySizeError(f"this machine cannot give guest memory of {top} bytes") from None
         set_regions(self, [(0, self.size), *further])
