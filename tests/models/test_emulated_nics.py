@@ -253,3 +253,11 @@ def test_an_idle_pcnet_wakes_the_main_loop_by_its_poll_timer() -> None:
     """65536 clocks of 33 MHz: 2.5 times in the 5 ms between two packets, besides the two reads of the tap."""
     idle = paced("pcnet", "rx").per_request("syscalls.ppoll").value
     assert idle - paced("rtl8139", "rx").per_request("syscalls.ppoll").value > 2
+
+
+def test_without_napi_a_flood_is_a_receive_livelock() -> None:
+    """The handler of ne2k_pci finds another packet each time it looks; rtl8139 polls, so the application runs."""
+    flood = {"workload.rate": 50_000, "host.constant": True}
+    with pytest.raises(iosim.IosimError, match="overloaded: no request completed"):
+        iosim.simulate("ne2k_pci", requests=50, settings=flood)
+    assert iosim.simulate("rtl8139", requests=50, settings=flood).throughput.value > 1_000

@@ -155,10 +155,13 @@ def test_stages_sum_to_the_latency_whatever_the_settings(run: tuple[str, str, di
     try:
         result = iosim.simulate(model, workload=workload, requests=60, settings={"run.warmup": 5, **chosen})
     except iosim.IosimError as error:
-        # One CPU, a tap queue of one, clients that send again at once: the host's softirq leaves QEMU no time.
+        # One CPU, a tap queue of one, clients that send again at once: the host's softirq leaves QEMU no time. With two
+        # QEMU's main loop has the other for itself where the NIC loses packets and does not hold them back. And a
+        # driver without NAPI leaves the application no time (receive livelock).
         message = str(error)
         assert "overloaded: no request completed" in message
-        assert chosen["host.cpus"] == 1
+        loses = model not in PATHS
+        assert chosen["host.cpus"] == 1 or (loses and chosen["host.cpus"] == 2) or model == "ne2k_pci"
         return
     durations = np.diff(result.stamps, axis=1)
     assert (durations >= 0).all()
