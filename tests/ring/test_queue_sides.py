@@ -345,3 +345,37 @@ def test_every_error_names_a_clause_or_whom_it_follows() -> None:
             assert "(" in message, f"{name}: {message}"
             assert "2." in message or "QEMU" in message or "Linux" in message, f"{name}: {message}"
             assert kind.__doc__
+
+
+@pytest.mark.parametrize("packed", FORMATS)
+def test_2_7_9_2_8_8_skipped_chains_come_back_as_written_in_full(packed: bool) -> None:
+    """Two batches, each by one used entry that stands where the batch's first chain would; then one by itself."""
+    driver, device = new_virtqueue(GuestMemory(1 << 16), 8, packed=packed, in_order=True, start=5)
+    for n in range(4):
+        driver.add(ONE, [Buffer(0x900, 10 + n)], n)
+    elements = [device.pop() for _ in range(4)]
+    assert None not in elements
+    assert device.push_batch(elements[2], 5) == 3  # type: ignore[arg-type]
+    assert not driver.enable_cb()
+    assert [driver.get_buf() for _ in range(4)] == [(0, 10), (1, 11), (2, 5), None]
+    device.push(elements[3], 1)  # type: ignore[arg-type]
+    assert driver.get_buf() == (3, 1)
+    assert (driver.num_free, device.q.inuse) == (8, 0)
+
+
+@pytest.mark.parametrize("packed", FORMATS)
+def test_2_7_8_2_8_6_a_batch_of_chains_of_many_lengths_goes_back_at_once(packed: bool) -> None:
+    """Each used descriptor stands as far behind the one before as that one's chain was long; across the end, too."""
+    driver, device = new_virtqueue(GuestMemory(1 << 16), 16, packed=packed)
+    for _ in range(40):
+        for length in (2, 4, 3, 1):
+            driver.add(ONE * length, [], length)
+        elements = [device.pop() for _ in range(4)]
+        for k, which in enumerate((2, 0, 3, 1)):
+            element = elements[which]
+            assert element is not None
+            device.fill(element, 0, k)
+            assert driver.get_buf() is None
+        device.flush(4)
+        assert [driver.get_buf() for _ in range(5)] == [(3, 0), (2, 0), (1, 0), (4, 0), None]
+    assert (driver.num_free, device.q.inuse) == (16, 0)
