@@ -319,6 +319,9 @@ def _caller(depth: int) -> str:
 
 # -- the product
 
+#: So many old values of one cell may still be read; two sides that never come to rest would give ever more.
+OLD_VALUES = 6
+
 
 class Found(NamedTuple):
     """What an exploration found out."""
@@ -494,7 +497,7 @@ class Checker:
                 stale = tuple(entry for entry in stale if entry[0] != cell)
                 if old != new:
                     known = dict(other.stale)
-                    known[cell] = (*known.get(cell, ()), old)
+                    known[cell] = (*known.get(cell, ()), old)[-OLD_VALUES:]
                     other = other._replace(stale=tuple(sorted(known.items())))
             mine = mine._replace(buffer=buffer[:which] + buffer[which + 1 :], stale=stale)
         elif what == "spurious":

@@ -309,6 +309,7 @@ SPLIT_DRIVER = [
         "d.avail_flags_shadow |= VRING_AVAIL_F_NO_INTERRUPT",
         "pass",
         "callbacks stay enabled",
+        "test_queue_sides::test_2_7_10_2_8_10_suppression_really_su",
     ),
     Mutant(
         "driver",
@@ -332,6 +333,7 @@ SPLIT_DRIVER = [
         "!= last_used_idx & 0xFFFF",
         "== last_used_idx & 0xFFFF",
         "the second look the wrong way round",
+        "test_queue_model",
     ),
     Mutant(
         "driver",
@@ -342,13 +344,18 @@ SPLIT_DRIVER = [
         "test_interleavings",
     ),
     Mutant(
-        "driver", "enable_cb_delayed", "not poll_delayed(d, bufs)", "True", "no second look after delayed re-arming"
+        "driver",
+        "enable_cb_delayed",
+        "not poll_delayed(d, bufs)",
+        "True",
+        "no second look after delayed re-arming",
+        "test_interleavings",
     ),
     Mutant("split_driver", "delayed_bufs", "* 3 // 4", "* 4 // 3", "waits for more than is in flight"),
     Mutant(
         "split_driver", "arm_used_event", "d.last_used_idx + bufs", "d.last_used_idx + bufs + 1", "armed one entry late"
     ),
-    Mutant("split_driver", "used_beyond", "> bufs", ">= bufs", "sees what is not there yet"),
+    Mutant("split_driver", "used_beyond", "> bufs", ">= bufs", "sees what is not there yet", "test_queue_model"),
     without_fence("split_driver", "publish", "fence(d.mem)", "the index overtakes the descriptors"),
     without_fence("split_driver", "kick_prepare", "fence(d.mem)", "avail_event is read before the index is out"),
     without_fence("split_driver", "get_used", "fence(mem)\n        entry", "the entry is read before the index"),
@@ -381,7 +388,7 @@ SPLIT_DEVICE = [
         "& 0xFFFF) > size",
         "& 0xFFFF) > 0x8000",
         "an index beyond the ring is believed",
-        "test_hostile",
+        "test_hostile::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant("split_device", "pop", "& 0xFFFF) > size", "& 0xFFFF) >= size", "a full ring counts as a jump"),
     Mutant(
@@ -399,7 +406,7 @@ SPLIT_DEVICE = [
         "if head >= size",
         "if head > size",
         "a head just beyond the table is believed",
-        "test_hostile",
+        "test_hostile::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
         "split_device",
@@ -410,10 +417,20 @@ SPLIT_DEVICE = [
         "test_hostile::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
-        "split_device", "pop", "if i >= size", "if i > size", "a next just beyond the table is believed", "test_hostile"
+        "split_device",
+        "pop",
+        "if i >= size",
+        "if i > size",
+        "a next just beyond the table is believed",
+        "test_hostile::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
-        "split_device", "pop", "elif in_num > 0", "elif in_num > size", "readable after writable passes", "test_hostile"
+        "split_device",
+        "pop",
+        "elif in_num > 0",
+        "elif in_num > size",
+        "readable after writable passes",
+        "test_hostile::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
         "split_device",
@@ -429,7 +446,7 @@ SPLIT_DEVICE = [
         "if not 0 <= addr <= mem_size - length",
         "if not 0 <= addr < mem_size",
         "a buffer may end outside memory",
-        "test_hostile",
+        "test_hostile::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
         "split_device",
@@ -437,7 +454,7 @@ SPLIT_DEVICE = [
         "<= mem_size - length",
         "< mem_size - length",
         "the last byte of memory is refused",
-        "test_hostile",
+        "test_hostile::test_the_last_byte_of_memory_is_memory",
     ),
     Mutant(
         "split_device", "pop", "i = flags_next >> 16", "i = (i + 1) & (size - 1)", "chains are taken to be contiguous"
@@ -464,6 +481,7 @@ SPLIT_DEVICE = [
         "if q.event_idx and q.notification",
         "if q.event_idx",
         "avail_event moves while notifications are off",
+        "test_small_print",
     ),
     Mutant(
         "split_device",
@@ -511,6 +529,7 @@ SPLIT_DEVICE = [
         "q.signalled_used_valid = False",
         "pass",
         "signalled_used is believed after 32768 entries",
+        "test_queue_model::test_signalled_used_is_given_up_after_32",
     ),
     Mutant(
         "split_device",
@@ -529,7 +548,12 @@ SPLIT_DEVICE = [
         "test_interleavings",
     ),
     Mutant(
-        "split_device", "set_notification", "q.notification = enable", "q.notification = True", "disabling is forgotten"
+        "split_device",
+        "set_notification",
+        "q.notification = enable",
+        "q.notification = True",
+        "disabling is forgotten",
+        "test_queue_model",
     ),
     Mutant(
         "split_device",
@@ -544,6 +568,7 @@ SPLIT_DEVICE = [
         "        if enable:\n            q.mem",
         "        if not enable:\n            q.mem",
         "arms when it disables",
+        "test_queue_sides::test_2_7_10_2_8_10_suppression_really_su",
     ),
     Mutant(
         "split_device",
@@ -590,7 +615,14 @@ SPLIT_DEVICE = [
         "old = (new - 1) & 0xFFFF",
         "uses what is not there yet",
     ),
-    Mutant("split_device", "should_notify", "not valid or ", "", "the first entries are weighed against nothing"),
+    Mutant(
+        "split_device",
+        "should_notify",
+        "not valid or ",
+        "",
+        "the first entries are weighed against nothing",
+        "test_queue_model",
+    ),
     Mutant(
         "split_device",
         "should_notify",
@@ -716,7 +748,14 @@ PACKED_DRIVER = [
         "flags before address and length",
         "test_interleavings",
     ),
-    Mutant("packed_driver", "add_direct", "last = d.desc_next[last]", "pass", "a chain takes one id and frees many"),
+    Mutant(
+        "packed_driver",
+        "add_direct",
+        "last = d.desc_next[last]",
+        "pass",
+        "a chain takes one id and frees many",
+        "test_hostile_packed::test_2_8_22_each_mistake_of_the_device_h",
+    ),
     Mutant("packed_driver", "add_indirect", "16 * total", "total", "the length of a table in descriptors"),
     Mutant(
         "packed_driver",
@@ -738,7 +777,7 @@ PACKED_DRIVER = [
         "if d.num_pending == 0",
         "if d.num_pending < 0",
         "a chain is visible before it is published",
-        "test_queue_sides",
+        "test_queue_sides::test_2_8_13_2_8_14_bytes_of_a_packed_rin",
     ),
     Mutant(
         "packed_driver",
@@ -780,7 +819,12 @@ PACKED_DRIVER = [
         "packed_driver", "kick_prepare", "new - added", "new - 1", "only the last descriptor of a batch is considered"
     ),
     Mutant(
-        "packed_driver", "kick_prepare", "d.num_added = 0", "pass", "old descriptors count again: kicks for nothing"
+        "packed_driver",
+        "kick_prepare",
+        "d.num_added = 0",
+        "pass",
+        "old descriptors count again: kicks for nothing",
+        "test_queue_sides::test_2_7_10_2_8_10_suppression_really_su",
     ),
     Mutant(
         "packed_driver", "kick_prepare", "d.mem.u32[d.used >> 2]", "d.mem.u32[d.avail >> 2]", "its own event structure"
@@ -791,6 +835,7 @@ PACKED_DRIVER = [
         "return marks == 0",
         "return marks == PACKED_MARKS",
         "the wrap counter is not looked at",
+        "test_interleavings",
     ),
     Mutant("packed_driver", "get_used", "place += d.desc_num[head]", "place += 1", "a used chain takes one place"),
     Mutant(
@@ -802,7 +847,7 @@ PACKED_DRIVER = [
         "if place >= end",
         "if place > end",
         "a mark where nothing is in flight is believed",
-        "test_hostile_packed",
+        "test_hostile_packed::test_2_8_1_a_used_mark_where_nothing_is_",
     ),
     Mutant(
         "packed_driver",
@@ -810,7 +855,7 @@ PACKED_DRIVER = [
         "if head >= size",
         "if head > size",
         "an id just beyond the ring is believed",
-        "test_hostile_packed",
+        "test_hostile_packed::test_2_8_22_each_mistake_of_the_device_h",
     ),
     Mutant(
         "packed_driver",
@@ -818,7 +863,7 @@ PACKED_DRIVER = [
         "d.desc_state[head] < 0 or ",
         "",
         "an id that is not in flight is believed",
-        "test_hostile_packed",
+        "test_hostile_packed::test_a_hostile_device_cannot_corrupt_the",
     ),
     Mutant(
         "packed_driver",
@@ -826,6 +871,7 @@ PACKED_DRIVER = [
         "mem.u16[d.avail >> 1] = off_wrap(size, place)",
         "pass",
         "the event offset stays behind",
+        "test_interleavings",
     ),
     Mutant(
         "packed_driver",
@@ -841,7 +887,7 @@ PACKED_DRIVER = [
         "d.desc_state[head] = -1",
         "pass",
         "a chain can come back twice",
-        "test_hostile_packed",
+        "test_hostile_packed::test_a_hostile_device_cannot_corrupt_the",
     ),
     Mutant(
         "packed_driver",
@@ -851,7 +897,12 @@ PACKED_DRIVER = [
         "armed one descriptor late",
     ),
     Mutant(
-        "packed_driver", "enable_at", "flags = VRING_PACKED_EVENT_FLAG_DESC", "pass", "the event offset is not used"
+        "packed_driver",
+        "enable_at",
+        "flags = VRING_PACKED_EVENT_FLAG_DESC",
+        "pass",
+        "the event offset is not used",
+        "test_queue_sides::test_2_8_13_2_8_14_bytes_of_a_packed_rin",
     ),
     Mutant(
         "packed_driver",
@@ -860,16 +911,29 @@ PACKED_DRIVER = [
         "pass",
         "the flags stay: no interrupt ever",
     ),
-    Mutant("packed_driver", "poll", "is_used(d, last_used_idx)", "False", "no second look after re-arming"),
+    Mutant(
+        "packed_driver",
+        "poll",
+        "is_used(d, last_used_idx)",
+        "False",
+        "no second look after re-arming",
+        "test_interleavings",
+    ),
     Mutant(
         "packed_driver",
         "poll_delayed",
         "is_used(d, d.last_used_idx)",
         "False",
         "no second look after delayed re-arming",
+        "test_interleavings",
     ),
     Mutant(
-        "packed_driver", "used_beyond", "return place > wanted", "return place >= wanted", "sees what is not there yet"
+        "packed_driver",
+        "used_beyond",
+        "return place > wanted",
+        "return place >= wanted",
+        "sees what is not there yet",
+        "test_queue_model",
     ),
     Mutant(
         "packed_driver",
@@ -877,6 +941,7 @@ PACKED_DRIVER = [
         "d.mem.u16[(d.avail >> 1) + 1] = VRING_PACKED_EVENT_FLAG_DISABLE",
         "pass",
         "nothing is disabled",
+        "test_queue_sides::test_2_8_13_2_8_14_bytes_of_a_packed_rin",
     ),
     without_fence("packed_driver", "publish", "fence(d.mem)", "the flags overtake the descriptor"),
     without_fence(
@@ -904,6 +969,7 @@ PACKED_DEVICE = [
         "        marks = VRING_PACKED_DESC_F_USED\n",
         "        pass\n",
         "the wrap counter is not looked at",
+        "test_interleavings",
     ),
     Mutant("packed_device", "pop", "marks ^= PACKED_MARKS", "pass", "wrap not toggled inside a chain"),
     Mutant("packed_device", "pop", "place += ndescs", "place += 1", "a chain takes one place"),
@@ -914,7 +980,7 @@ PACKED_DEVICE = [
         "head = u16[desc16 + 8 * i + 6]",
         "head = u16[desc16 + 8 * (place % size) + 6]",
         "the id of the first descriptor instead of the last",
-        "test_hostile_packed",
+        "test_small_print",
     ),
     Mutant(
         "packed_device",
@@ -922,7 +988,7 @@ PACKED_DEVICE = [
         "if ndescs + q.inuse >= size",
         "if ndescs + q.inuse > size",
         "one descriptor more than the ring holds",
-        "test_hostile_packed",
+        "test_hostile_packed::test_2_8_more_in_flight_than_the_queue_h",
     ),
     Mutant(
         "packed_device",
@@ -930,7 +996,7 @@ PACKED_DEVICE = [
         "elif in_num > 0",
         "elif in_num > size",
         "readable after writable passes",
-        "test_hostile_packed",
+        "test_hostile_packed::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
         "packed_device",
@@ -938,7 +1004,7 @@ PACKED_DEVICE = [
         "if length == 0",
         "if length < 0",
         "a descriptor of length zero passes",
-        "test_hostile_packed",
+        "test_hostile_packed::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
         "packed_device",
@@ -946,7 +1012,7 @@ PACKED_DEVICE = [
         "if ndescs > 0 or flags & VRING_DESC_F_NEXT",
         "if ndescs > 0",
         "INDIRECT with NEXT passes",
-        "test_hostile_packed",
+        "test_hostile_packed::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
         "packed_device",
@@ -954,7 +1020,7 @@ PACKED_DEVICE = [
         "if q.elem_ndescs[head] > 0",
         "if q.elem_ndescs[head] < 0",
         "an id is given twice",
-        "test_hostile_packed",
+        "test_hostile_packed::test_2_8_an_id_given_again_while_in_flig",
     ),
     Mutant(
         "packed_device", "pop", "        if i == size", "        if i > size", "the ring has one place more than it has"
@@ -965,7 +1031,7 @@ PACKED_DEVICE = [
         "length == 0 or length & 15",
         "length == 0",
         "a table that ends inside a descriptor passes",
-        "test_hostile_packed",
+        "test_hostile_packed::test_each_mistake_of_the_driver_has_its_",
     ),
     Mutant(
         "packed_device", "write_used", "if (place // q.size) & 1", "if place < 0", "the wrap counter is never toggled"
@@ -994,11 +1060,18 @@ PACKED_DEVICE = [
         "        for k in range(1, count)",
         "        write_used(q, first, q.fill_len[0], q.used_idx)\n        for k in range(1, count)",
         "the first of a batch is published before the others",
-        "test_interleavings",
+        "test_interleavings::slot_given_back",
     ),
     Mutant("packed_device", "advance", "q.used_idx += ndescs", "q.used_idx += 1", "a chain takes one place"),
     Mutant("packed_device", "advance", "q.inuse -= ndescs", "q.inuse -= 1", "descriptors stay in use"),
-    Mutant("packed_device", "advance", "q.signalled_used_valid = False", "pass", "signalled_used is believed for ever"),
+    Mutant(
+        "packed_device",
+        "advance",
+        "q.signalled_used_valid = False",
+        "pass",
+        "signalled_used is believed for ever",
+        "test_small_print",
+    ),
     Mutant(
         "packed_device", "arm", "off_wrap(q.size, place)", "off_wrap(q.size, place + 1)", "armed one descriptor late"
     ),
@@ -1015,6 +1088,7 @@ PACKED_DEVICE = [
         "q.notification = enable",
         "q.notification = True",
         "disabling is forgotten",
+        "test_queue_model",
     ),
     Mutant(
         "packed_device",
@@ -1022,6 +1096,7 @@ PACKED_DEVICE = [
         "q.signalled_used = new",
         "pass",
         "old descriptors count again: interrupts for nothing",
+        "test_queue_sides::test_2_7_10_2_8_10_suppression_really_su",
     ),
     Mutant(
         "packed_device",
@@ -1030,8 +1105,22 @@ PACKED_DEVICE = [
         "event & PACKED_EVENT_FLAGS",
         "the offset is taken for the flags",
     ),
-    Mutant("packed_device", "should_notify", "return False", "return True", "interrupts although they are disabled"),
-    Mutant("packed_device", "should_notify", "not valid or ", "", "the first descriptors are weighed against nothing"),
+    Mutant(
+        "packed_device",
+        "should_notify",
+        "return False",
+        "return True",
+        "interrupts although they are disabled",
+        "test_queue_sides::test_2_7_10_2_8_10_suppression_really_su",
+    ),
+    Mutant(
+        "packed_device",
+        "should_notify",
+        "not valid or ",
+        "",
+        "the first descriptors are weighed against nothing",
+        "test_queue_model",
+    ),
     without_fence("packed_device", "pop", "fence(mem)", "the descriptor is read before its flags"),
     without_fence("packed_device", "write_used", "fence(mem)", "the flags overtake the descriptor"),
     without_fence("packed_device", "arm", "fence(q.mem)\n\n", "the ring is read before the arming is out"),

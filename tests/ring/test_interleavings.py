@@ -67,6 +67,14 @@ def test_2_7_13_no_interleaving_of_a_small_case_goes_wrong(case: Case) -> None:
     assert found.ends > 0
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_2_8_12_no_small_case_writes_into_a_slot_given_back(event_idx: bool, packed: bool) -> None:
+    """Four requests through two descriptors, given back by twos: a slot is the driver's once its flags are out."""
+    found = check(TSO, Case(2, packed, (R,) * 4, event_idx, 65535, flush=2))
+    assert found.failure is None, str(found)
+
+
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_2_7_14_notifications_for_nothing_do_no_harm(event_idx: bool) -> None:
     found = check(WEAK, Case(event_idx=event_idx, spurious=1))
