@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -244,14 +245,24 @@ def test_an_edited_model_gives_its_new_result(tmp_path: Path, monkeypatch: pytes
     assert latencies == [3.0, 5.0]
 
 
-def test_what_cannot_be_compiled_is_refused_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "condition", "message"),
+    [
+        ("refused_model", "i < {1: 2}[1]", "Dict is not understood"),
+        ("negative_model", "i < machine.window.order[-1] + 3", "the index -1; write it from the front, as len(...) - 1"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, condition: str, message: str
+) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    text = textwrap.dedent(MODEL).replace("i < TIMES", "i < {1: 2}[1]")
-    (tmp_path / "refused_model.py").write_text(text)
-    module = importlib.import_module("refused_model")
-    with pytest.raises(iosim.IosimError, match=r"refused_model.py:\d+: cannot be compiled: Dict is not understood"):
+    text = textwrap.dedent(MODEL).replace("i < TIMES", condition)
+    (tmp_path / f"{name}.py").write_text(text)
+    module = importlib.import_module(name)
+    with pytest.raises(iosim.IosimError, match=rf"{name}.py:\d+: cannot be compiled: {re.escape(message)}"):
         run(specify(module.MODEL, settings={"run.engine": "compiled", "run.requests": 10}))
-    assert len(run(specify(module.MODEL, settings={"run.engine": "simpy", "run.requests": 10})).rows) == 10
+    if name == "refused_model":
+        assert len(run(specify(module.MODEL, settings={"run.engine": "simpy", "run.requests": 10})).rows) == 10
 
 
 def test_a_lost_notification_is_reported_by_either_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,7 +328,7 @@ class _Emitter:
                 return self.constant(getattr(module, node.attr), node)
             return self.attribute(self.expr(node.value), node.attr, node)
         if isinstance(node, ast.Subscript):
-            return self.item(self.expr(node.value), self.expr(node.slice)[1], node)
+            return self.item(self.expr(node.value), self.index(node), node)
         if isinstance(node, ast.BinOp):
             return INT, self.binary(node.op, self.expr(node.left)[1], self.expr(node.right)[1], node)
         if isinstance(node, ast.UnaryOp):
@@ -542,9 +542,16 @@ class _Emitter:
                 raise self.refuse(target, f"'{target.attr}' is set to another object")
             self.store(at, operand)
         elif isinstance(target, ast.Subscript):
-            self.set_item(self.expr(target.value), self.expr(target.slice)[1], operand, target)
+            self.set_item(self.expr(target.value), self.index(target), operand, target)
         else:
             raise self.refuse(target, "this target of an assignment")
+
+    def index(self, node: ast.Subscript) -> str:
+        """An index; Python counts one below 0 from the end, this code would look in front of the list."""
+        operand = self.expr(node.slice)[1]
+        if operand.startswith("-"):
+            raise self.refuse(node, f"the index {operand}; write it from the front, as len(...) - {operand[1:]}")
+        return operand
 
     def if_(self, node: ast.If) -> None:
         then, other, end = self.label("then"), self.label("else"), self.label("end")
