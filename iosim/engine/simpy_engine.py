@@ -58,13 +58,14 @@ class _Cpu:
 class _Thread:
     """A thread: its processes by level, the one that runs, and whether it has left the guest (``parked``)."""
 
-    __slots__ = ("blocked_since", "busy", "contexts", "cpu", "current", "dirty", "index", "name", "outranked",
+    __slots__ = ("allowed", "blocked_since", "busy", "contexts", "cpu", "current", "dirty", "index", "name", "outranked",
                  "parked", "priority", "queued", "switches")  # fmt: skip
 
-    def __init__(self, index: int, name: str, priority: int) -> None:
+    def __init__(self, index: int, name: str, priority: int, allowed: frozenset[int] | None) -> None:
         self.index = index
         self.name = name
         self.priority = priority
+        self.allowed = allowed
         self.contexts: list[_Context] = []
         self.current: _Context | None = None
         self.parked: _Context | None = None
@@ -75,6 +76,10 @@ class _Thread:
         self.blocked_since = True
         self.busy = 0
         self.switches = 0
+
+    def may_use(self, cpu: _Cpu) -> bool:
+        """Whether the thread may run on a CPU."""
+        return self.allowed is None or cpu.index in self.allowed
 
 
 class _Timer(Event):
@@ -122,7 +127,7 @@ class SimpyEngine:
         costs: What each cost is.
         seed, replication: Key the random streams, with the names of process and cost.
         env: The environment to install into; a new one by default.
-        cpus: Number of CPUs that the threads share; 0 gives each thread a CPU of its own.
+        cpus: Number of CPUs that the threads share; 0 gives each thread a CPU of its own, whatever it is pinned to.
         timeslice: ps after which a thread hands a shared CPU to one of equal priority.
         switch: The cost of a direct switch between two threads of one CPU, or ``NO_COST``.
     """
@@ -139,6 +144,7 @@ class SimpyEngine:
         timeslice: int = 3_000_000_000,
         switch: int = NO_COST,
     ) -> None:
+        system.check_pins(cpus)
         self.env = simpy.Environment() if env is None else env
         self._schedule = self.env.schedule
         # SimPy's queue, to see whether anything is due; not where SimPy waits for the clock on the wall between events.
@@ -162,7 +168,7 @@ class SimpyEngine:
         self._observers: list[list[Event]] = [[] for _ in system.channels]
         self._owner: list[_Context | None] = [None] * len(system.locks)
         self._line: list[list[_Context]] = [[] for _ in system.locks]
-        self._threads = [_Thread(i, t.name, t.priority) for i, t in enumerate(system.threads)]
+        self._threads = [_Thread(i, t.name, t.priority, t.cpus) for i, t in enumerate(system.threads)]
         # Empty where each thread has a CPU of its own: then there is nothing to choose, to take or to give back.
         self._cpus = [_Cpu(i) for i in range(cpus)]
         self._queue: list[_Thread] = []
@@ -339,7 +345,7 @@ class SimpyEngine:
             if self._latched[a]:
                 self._latched[a] = False
                 return False
-            if b <= 0 or self._queue:
+            if b <= 0 or (self._queue and (thread is None or self._wanted(thread.cpu))):
                 return False
             context.remaining = b
             context.spinning = a
@@ -615,25 +621,45 @@ class SimpyEngine:
             return False
         cpu = self._idle_cpu(thread)
         if cpu is None:
-            victim = min(
-                (c.thread for c in self._cpus if c.thread is not None), key=lambda t: (t.priority, t.index)
-            )
-            if victim.priority < thread.priority:
+            victim = self._victim(thread, None)
+            if victim is not None:
                 cpu = victim.cpu
-                self._take_cpu(victim)
-                self._enqueue(victim)
+                self._displace(victim)
         if cpu is None:
             self._enqueue(thread)
             return False
         self._put(thread, cpu)
         return True
 
-    def _idle_cpu(self, thread: _Thread) -> _Cpu | None:
-        idle = [cpu for cpu in self._cpus if cpu.thread is None]
+    def _idle_cpu(self, thread: _Thread, but: _Cpu | None = None) -> _Cpu | None:
+        """An idle CPU that a thread may use, the one it ran on last if it can be; ``but`` does not count."""
+        idle = [cpu for cpu in self._cpus if cpu.thread is None and cpu is not but and thread.may_use(cpu)]
         for cpu in idle:
             if cpu.last is thread:
                 return cpu
         return idle[0] if idle else None
+
+    def _victim(self, thread: _Thread, but: _Cpu | None) -> _Thread | None:
+        """The thread of the lowest priority on the CPUs that ``thread`` may use, if it is below its own."""
+        running = [cpu.thread for cpu in self._cpus if cpu.thread and cpu is not but and thread.may_use(cpu)]
+        victim = min(running, key=lambda t: (t.priority, t.index), default=None)
+        return victim if victim is not None and victim.priority < thread.priority else None
+
+    def _displace(self, thread: _Thread) -> None:
+        """Take a thread's CPU for another one; it goes where there is room for it, or into the run queue.
+
+        There can be room only because others may not use it: for threads that may run everywhere there is none.
+        """
+        cpu = thread.cpu
+        self._take_cpu(thread)
+        if self._idle_cpu(thread, cpu) is not None or self._victim(thread, cpu) is not None:
+            self._mark(thread)
+        else:
+            self._enqueue(thread)
+
+    def _wanted(self, cpu: _Cpu | None) -> bool:
+        """Whether a thread in line may use a CPU."""
+        return any(cpu is not None and thread.may_use(cpu) for thread in self._queue)
 
     def _put(self, thread: _Thread, cpu: _Cpu) -> None:
         if thread.blocked_since or cpu.last is not thread:
@@ -647,7 +673,7 @@ class SimpyEngine:
         cpu.thread = thread
         cpu.last = thread
         cpu.idle_since_last = False
-        if self._queue:
+        if self._wanted(cpu):
             self._begin_slice(cpu)
 
     def _switch_cost(self, thread: _Thread) -> int:
@@ -663,7 +689,7 @@ class SimpyEngine:
         thread.queued = True
         self._queue.append(thread)
         for cpu in self._cpus:
-            if cpu.thread is not None:
+            if cpu.thread is not None and thread.may_use(cpu):
                 current = cpu.thread.current
                 if current is not None and current.spinning >= 0:
                     # A poller makes room as soon as somebody else could run (KVM: single_task_running).
@@ -687,10 +713,10 @@ class SimpyEngine:
         cpu.slice_timer = None
         self.clock.now = int(self.env.now)
         thread = cpu.thread
-        if thread is not None and self._queue:
-            if max(t.priority for t in self._queue) >= thread.priority:
-                self._take_cpu(thread)
-                self._enqueue(thread)
+        first = self._first_in_line(cpu)
+        if thread is not None and first is not None:
+            if first.priority >= thread.priority:
+                self._displace(thread)
                 self._run_next(cpu)
             else:
                 self._begin_slice(cpu)
@@ -722,11 +748,15 @@ class SimpyEngine:
         if cpu.thread is None:
             cpu.idle_since_last = True
 
+    def _first_in_line(self, cpu: _Cpu) -> _Thread | None:
+        """The first of the highest priority in line, of those that may use a CPU."""
+        # The first of equals: max keeps it.
+        return max((t for t in self._queue if t.may_use(cpu)), key=lambda t: t.priority, default=None)
+
     def _run_next(self, cpu: _Cpu) -> None:
-        if not self._queue:
+        thread = self._first_in_line(cpu)
+        if thread is None:
             return
-        top = max(t.priority for t in self._queue)
-        thread = next(t for t in self._queue if t.priority == top)
         self._queue.remove(thread)
         thread.queued = False
         self._put(thread, cpu)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from iosim.effects import TASK, Effect
@@ -36,10 +36,14 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class ThreadSpec:
-    """A thread of the host. Of two runnable threads the one with the higher ``priority`` gets the CPU."""
+    """A thread of the host. Of two runnable threads the one with the higher ``priority`` gets the CPU.
+
+    ``cpus`` are the CPUs it may run on (its affinity mask, as of ``sched_setaffinity``); None: all of them.
+    """
 
     name: str
     priority: int
+    cpus: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,27 @@ class System:
         """Add a thread; return its number."""
         self.threads.append(ThreadSpec(name, priority))
         return len(self.threads) - 1
+
+    def pin(self, thread: int, cpus: Iterable[int] | None) -> None:
+        """Let a thread run on these CPUs only (numbers from 0); None: on all.
+
+        Example:
+            >>> system = System()
+            >>> worker = system.thread("vhost")
+            >>> system.pin(worker, [0, 2])
+            >>> sorted(system.threads[worker].cpus)
+            [0, 2]
+        """
+        mask = None if cpus is None else frozenset(cpus)
+        if mask is not None and (not mask or min(mask) < 0):
+            raise ValueError(f"thread '{self.threads[thread].name}' needs a CPU to run on, numbered from 0")
+        self.threads[thread] = replace(self.threads[thread], cpus=mask)
+
+    def check_pins(self, cpus: int) -> None:
+        """Refuse a thread that may run on none of so many CPUs: it would never run. Engines call it."""
+        for thread in self.threads:
+            if cpus and thread.cpus is not None and min(thread.cpus) >= cpus:
+                raise ValueError(f"thread '{thread.name}' is pinned to CPUs {sorted(thread.cpus)} of {cpus}")
 
     def channel(self, name: str) -> int:
         """Add a channel: a latched notification with one waiting process. Return its number."""

@@ -91,6 +91,7 @@ class Core:
         self.cpu = [-1] * threads
         self.own_cpu = [-1] * threads
         self.priority = [0] * threads
+        self.allowed = [True] * (threads * cpus)
         self.queued = [False] * threads
         self.dirty = [False] * threads
         self.outranked = [False] * threads
@@ -386,12 +387,12 @@ def perform_spin(core: Core, context: int, channel: int, limit: int, _1: int) ->
     if core.latched[channel]:
         core.latched[channel] = False
         return False
-    if limit <= 0 or core.queue_length > 0:
+    thread = core.thread[context]
+    if limit <= 0 or (core.queue_length > 0 and (thread < 0 or first_in_line(core, core.cpu[thread]) >= 0)):
         return False
     core.remaining[context] = limit
     core.spinning[context] = channel
     core.waiter[channel] = context
-    thread = core.thread[context]
     if thread < 0 or not core.outranked[thread]:
         set_timer(core, context, limit)
     return True
@@ -603,43 +604,66 @@ def suspend(core: Core, context: int) -> None:
 # -- CPUs -------------------------------------------------------------------------------------------------------
 
 
+def may_use(core: Core, thread: int, cpu: int) -> bool:
+    """Whether a thread may run on a CPU."""
+    return core.allowed[thread * core.cpus + cpu]
+
+
 def acquire(core: Core, thread: int) -> None:
     """Put a runnable thread on a CPU, or in the run queue."""
     if core.queued[thread]:
         return
     cpu = core.own_cpu[thread]
     if cpu < 0:
-        cpu = idle_cpu(core, thread)
+        cpu = idle_cpu(core, thread, -1)
     if cpu < 0:
-        victim = -1
-        for i in range(core.cpus):
-            other = core.cpu_thread[i]
-            if other >= 0 and (
-                victim < 0
-                or core.priority[other] < core.priority[victim]
-                or (core.priority[other] == core.priority[victim] and other < victim)
-            ):
-                victim = other
-        if core.priority[victim] < core.priority[thread]:
+        victim = find_victim(core, thread, -1)
+        if victim >= 0:
             cpu = core.cpu[victim]
-            take_cpu(core, victim)
-            enqueue(core, victim)
+            displace(core, victim)
     if cpu < 0:
         enqueue(core, thread)
     else:
         put_on_cpu(core, thread, cpu)
 
 
-def idle_cpu(core: Core, thread: int) -> int:
-    """An idle CPU, the one the thread ran on last if it can be, or -1."""
+def idle_cpu(core: Core, thread: int, but: int) -> int:
+    """An idle CPU that a thread may use, the one it ran on last if it can be, or -1; ``but`` does not count."""
     found = -1
     for i in range(core.cpus):
-        if core.cpu_thread[i] < 0:
+        if core.cpu_thread[i] < 0 and i != but and may_use(core, thread, i):
             if core.cpu_last[i] == thread:
                 return i
             if found < 0:
                 found = i
     return found
+
+
+def find_victim(core: Core, thread: int, but: int) -> int:
+    """The thread of the lowest priority on the CPUs that ``thread`` may use, if it is below its own, or -1."""
+    victim = -1
+    for i in range(core.cpus):
+        other = core.cpu_thread[i]
+        if other >= 0 and i != but and may_use(core, thread, i):
+            if (
+                victim < 0
+                or core.priority[other] < core.priority[victim]
+                or (core.priority[other] == core.priority[victim] and other < victim)
+            ):
+                victim = other
+    if victim >= 0 and core.priority[victim] < core.priority[thread]:
+        return victim
+    return -1
+
+
+def displace(core: Core, thread: int) -> None:
+    """Take a thread's CPU for another one; it goes where there is room for it, or into the run queue."""
+    cpu = core.cpu[thread]
+    take_cpu(core, thread)
+    if idle_cpu(core, thread, cpu) >= 0 or find_victim(core, thread, cpu) >= 0:
+        mark_dirty(core, thread)
+    else:
+        enqueue(core, thread)
 
 
 def put_on_cpu(core: Core, thread: int, cpu: int) -> None:
@@ -656,7 +680,7 @@ def put_on_cpu(core: Core, thread: int, cpu: int) -> None:
     core.cpu_thread[cpu] = thread
     core.cpu_last[cpu] = thread
     core.cpu_idle[cpu] = False
-    if core.queue_length > 0:
+    if first_in_line(core, cpu) >= 0:
         begin_slice(core, cpu)
 
 
@@ -677,7 +701,7 @@ def enqueue(core: Core, thread: int) -> None:
     core.queue_length += 1
     for i in range(core.cpus):
         running = core.cpu_thread[i]
-        if running >= 0:
+        if running >= 0 and may_use(core, thread, i):
             current = core.current[running]
             if current >= 0 and core.spinning[current] >= 0:
                 stop_spinning(core, current)
@@ -695,10 +719,10 @@ def begin_slice(core: Core, cpu: int) -> None:
 def slice_over(core: Core, cpu: int) -> None:
     """The time slice is over: a thread of the same or a higher priority takes over."""
     thread = core.cpu_thread[cpu]
-    if thread >= 0 and core.queue_length > 0:
-        if core.priority[first_in_queue(core)] >= core.priority[thread]:
-            take_cpu(core, thread)
-            enqueue(core, thread)
+    first = first_in_line(core, cpu)
+    if thread >= 0 and first >= 0:
+        if core.priority[first] >= core.priority[thread]:
+            displace(core, thread)
             run_next(core, cpu)
         else:
             begin_slice(core, cpu)
@@ -732,12 +756,13 @@ def release(core: Core, thread: int) -> None:
             core.cpu_idle[cpu] = True
 
 
-def first_in_queue(core: Core) -> int:
-    """The first of the highest priority in the run queue."""
-    best = core.queue[0]
-    for i in range(1, core.queue_length):
-        if core.priority[core.queue[i]] > core.priority[best]:
-            best = core.queue[i]
+def first_in_line(core: Core, cpu: int) -> int:
+    """The first of the highest priority in the run queue, of those that may use a CPU, or -1."""
+    best = -1
+    for i in range(core.queue_length):
+        thread = core.queue[i]
+        if may_use(core, thread, cpu) and (best < 0 or core.priority[thread] > core.priority[best]):
+            best = thread
     return best
 
 
@@ -754,8 +779,8 @@ def leave_queue(core: Core, thread: int) -> None:
 
 def run_next(core: Core, cpu: int) -> None:
     """Give a CPU to the next in the queue."""
-    if core.queue_length > 0:
-        thread = first_in_queue(core)
+    thread = first_in_line(core, cpu)
+    if thread >= 0:
         leave_queue(core, thread)
         core.queued[thread] = False
         put_on_cpu(core, thread, cpu)

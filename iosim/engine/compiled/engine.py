@@ -63,6 +63,7 @@ class CompiledEngine:
         switch: int = NO_COST,
         expected: int = 0,
     ) -> None:
+        system.check_pins(cpus)
         self.system = system
         self.clock = system.clock
         self.table = table
@@ -125,6 +126,8 @@ class CompiledEngine:
         for thread, spec in enumerate(system.threads):
             core.priority[thread] = spec.priority
             core.own_cpu[thread] = -1 if cpus else thread
+            if cpus and spec.cpus is not None:
+                core.allowed[thread * cpus : (thread + 1) * cpus] = [cpu in spec.cpus for cpu in range(cpus)]
             core.first_context[thread] = len(by_thread)
             by_thread += [i for i, p in enumerate(system.processes) if p.thread == thread]
             core.last_context[thread] = len(by_thread)
