@@ -121,6 +121,8 @@ def setting_rows(model: Model) -> Iterator[tuple[str, str, str]]:
     for name, prop in host.properties.items():
         yield f"host.{name}", _property(name, prop.value), hosts.PROPERTY_MEANINGS[name]
     yield "host.constant", "off", "replace every cost by its mean"
+    yield "host.pin", "none", hosts.LOAD_MEANINGS["pin"]
+    yield "host.hogs", "0", hosts.LOAD_MEANINGS["hogs"]
     for cost in host.costs:
         meaning = costs.MEANINGS[costs.NAMES.index(cost.name)]
         yield f"host.costs.{cost.name}", _amount(cost.distribution, cost.per_byte), meaning

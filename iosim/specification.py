@@ -9,8 +9,10 @@ from typing import Any, Final
 from iosim.engine.distributions import Constant, Distribution, Exponential, constant
 from iosim.errors import IosimError, unknown
 from iosim.host import costs, hosts
+from iosim.host.hogs import MOST, STRETCH, add_hogs
 from iosim.host.hosts import Cost, Host, Property
 from iosim.host.machine import Machine
+from iosim.host.pins import Pin, parse_pins, pin
 from iosim.host.units import parse_cost, parse_per_byte, parse_rate_bits
 from iosim.model import Model, find
 from iosim.settings import (
@@ -29,6 +31,8 @@ from iosim.workload.spec import CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, POISSON, Wor
 GROUPS: Final = ("workload", "host", "guest", "device", "run")
 DEFAULT_SIZE: Final = {"rr": 1, "tx": 64, "rx": 64}
 CONSTANT_COSTS: Final = "constant"
+PIN: Final = "pin"
+HOGS: Final = "hogs"
 MIN_WARMUP, MAX_WARMUP, WARMUP_PART = 10, 1000, 20
 
 
@@ -46,6 +50,8 @@ class Specification:
         run: How long, and with which random numbers.
         warmup: Requests completed before the window opens.
         constant: Whether every cost is replaced by its mean.
+        pins: Which threads run on which CPUs only.
+        hogs: Threads of other load on the host's CPUs.
         given: The settings as they were given, by dotted name.
     """
 
@@ -58,18 +64,24 @@ class Specification:
     run: RunSettings
     warmup: int
     constant: bool
+    pins: tuple[Pin, ...]
+    hogs: int
     given: Mapping[str, Any]
 
     def build(self) -> Machine:
         """Return the machine room of one run, its processes installed and not started."""
         guest = (self.vcpus,) if self.model.smp else ()
-        return self.model.build(self.host, self.workload, self.device, *guest)
+        machine = self.model.build(self.host, self.workload, self.device, *guest)
+        add_hogs(machine.system, self.hogs)
+        pin(machine.system, self.pins, f"host.{PIN}")
+        return machine
 
     def cost_distributions(self) -> list[Distribution]:
         """Return the distribution of each cost of the catalogue, in its order."""
         own: dict[str, Distribution] = {
             "think_time": Constant(float(self.workload.think_time)),
             "peer_delay": Constant(float(self.workload.peer_delay)),
+            "host_load": Constant(STRETCH),
         }
         if self.workload.rate:
             interval = 1e12 / self.workload.rate
@@ -109,7 +121,7 @@ class Specification:
             out[f"host.{name}"] = value
         out[f"host.{CONSTANT_COSTS}"] = self.constant
         for key, value in self.given.items():
-            if key.startswith("host.costs."):
+            if key.startswith("host.costs.") or key in (f"host.{PIN}", f"host.{HOGS}"):
                 out[key] = value
         if self.model.smp:
             out["guest.vcpus"] = self.vcpus
@@ -134,6 +146,7 @@ def valid_keys(model: Model) -> list[str]:
         *keys(WorkloadSettings, "workload"),
         *(f"host.{name}" for name in hosts.PROPERTY_PARSERS),
         f"host.{CONSTANT_COSTS}",
+        *(f"host.{name}" for name in hosts.LOAD_MEANINGS),
         *(f"host.costs.{name}" for name in costs.NAMES[: costs.HOST_COSTS]),
         *(keys(GuestSettings, "guest") if model.smp else []),
         *keys(model.settings, "device"),
@@ -174,10 +187,12 @@ def specify(
         WorkloadSettings, {"name": found.workloads[0], **groups["workload"]}, "workload"
     )
     chosen = hosts.load(host) if isinstance(host, str) else host
+    pinned, hogs = groups["host"].pop(PIN, None), groups["host"].pop(HOGS, 0)
     applied, constant = _host(chosen, groups["host"], found)
+    cpus = int(applied.properties["cpus"].value)
     device: Settings = check(found.settings, groups["device"], "device")
     pairs = device.queues if isinstance(device, VirtioQueuePairs) else 1
-    return Specification(
+    specification = Specification(
         model=found,
         host=applied,
         host_name=chosen.name,
@@ -187,8 +202,23 @@ def specify(
         run=run,
         warmup=_warmup(run),
         constant=constant,
+        pins=() if pinned is None else parse_pins(pinned, cpus, f"host.{PIN}"),
+        hogs=_hogs(hogs, cpus),
         given=given,
     )
+    if specification.pins:
+        # Which threads there are shows when they have been made: better now than when a sweep has come to it.
+        specification.build()
+    return specification
+
+
+def _hogs(given: Any, cpus: int) -> int:
+    key = f"host.{HOGS}"
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MOST:
+        raise IosimError(f"{given!r} is no count; write a whole number from 0 to {MOST}", key)
+    if given and not cpus:
+        raise IosimError("each thread has a CPU of its own, a hog too; give host.cpus, as host.cpus=2", key)
+    return given
 
 
 def _vcpus(given: Mapping[str, Any], model: Model, pairs: int) -> int:

@@ -112,5 +112,8 @@ CONSUMER_START: Final = _cost("consumer_start", "Sc: from the kick to the consum
 CONSUMER_REARM: Final = _cost("consumer_rearm", "the consumer's window between arming and re-checking")
 PRODUCER_REARM: Final = _cost("producer_rearm", "the producer's window between arming and re-checking")
 
+# Other load on the host's CPUs
+HOST_LOAD: Final = _cost("host_load", "host.hogs: what a thread that always wants to run has to do")
+
 NAMES: Final[tuple[str, ...]] = tuple(name for name, _ in _catalogue)
 MEANINGS: Final[tuple[str, ...]] = tuple(meaning for _, meaning in _catalogue)

@@ -130,6 +130,11 @@ PROPERTY_MEANINGS: Final = {
     "wire_propagation": "delay of the wire",
     "tap_queue": "packets the tap's queue holds before it drops",
 }
+LOAD_MEANINGS: Final = {
+    "pin": "CPUs that threads may run on (thread:cpus, ...): vcpu0:0,vhost:0-1 or vcpu*:0; others run on any",
+    "hogs": "threads hog-0, hog-1, ... that always want to run, as vCPUs of other guests",
+}
+"""Settings of a run that belong to no host: how its CPUs are shared out, and with whom."""
 LIMITS: Final = {"cpus": 1024, "tap_queue": 1_000_000, "halt_poll_grow": 1000, "halt_poll_shrink": 1000}
 SHORTEST_TIMESLICE: Final = 1_000_000
 """ps: a shorter slice would be all switching."""
