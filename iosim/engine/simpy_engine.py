@@ -597,6 +597,10 @@ class SimpyEngine:
             thread.blocked_since = False
         thread.current = best
         if best.timer is None:
+            if best.spinning >= 0 and self._queue and self._wanted(thread.cpu):
+                # Preempted while it polled; now that it has a CPU again, somebody else waits for it.
+                self._end_spin(best)
+                best.remaining = 0
             # Continue its spend, or its code where no spend is left.
             if best.remaining > 0:
                 self._set_timer(best, best.remaining)

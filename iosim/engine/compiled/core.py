@@ -584,6 +584,9 @@ def dispatch(core: Core, thread: int) -> int:
     core.current[thread] = best
     if core.timer[best] != 0:
         return -1
+    if core.spinning[best] >= 0 and core.queue_length > 0 and first_in_line(core, core.cpu[thread]) >= 0:
+        end_spin(core, best)
+        core.remaining[best] = 0
     if core.remaining[best] > 0:
         set_timer(core, best, core.remaining[best])
         return -1
