@@ -58,8 +58,8 @@ class _Cpu:
 class _Thread:
     """A thread: its processes by level, the one that runs, and whether it has left the guest (``parked``)."""
 
-    __slots__ = ("allowed", "blocked_since", "busy", "contexts", "cpu", "current", "dirty", "index", "name", "outranked",
-                 "parked", "priority", "queued", "switches")  # fmt: skip
+    __slots__ = ("allowed", "blocked_since", "busy", "contexts", "cpu", "current", "dirty", "index", "name",
+                 "outranked", "parked", "priority", "queued", "switches")  # fmt: skip
 
     def __init__(self, index: int, name: str, priority: int, allowed: frozenset[int] | None) -> None:
         self.index = index

@@ -63,6 +63,8 @@ PROPERTIES = {
     "pv_eoi": ("on, off", "`kvm_pv_eoi`: without APICv, no exit to end an MSI while nothing else is pending"),
     "cpus": ("CPUs", "CPUs that all threads of the host share; 0 gives each thread one of its own"),
     "timeslice": ("time", "after which a thread hands a shared CPU to another of its priority"),
+    "pin": ("thread:cpus, ...", hosts.LOAD_MEANINGS["pin"]),
+    "hogs": ("threads", hosts.LOAD_MEANINGS["hogs"]),
     "wire_rate": ("bit rate", "of the wire between host and client"),
     "wire_propagation": ("time", "from one end of the wire to the other, switch included"),
     "tap_queue": ("frames", "that the tap's queue towards the guest holds (`tx_queue_len`)"),
@@ -109,6 +111,8 @@ def properties() -> str:
         else:
             shown = default(value)
         rows.append([code(f"host.{name}"), shown, unit, meaning])
+    rows.append([code("host.pin"), "none", *PROPERTIES["pin"]])
+    rows.append([code("host.hogs"), "0", *PROPERTIES["hogs"]])
     meaning = "replace every cost by its mean: nothing is random"
     rows.append([code(f"host.{CONSTANT_COSTS}"), "false", "true, false", meaning])
     return table(("setting", "default", "unit", "meaning"), rows)

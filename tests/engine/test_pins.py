@@ -245,7 +245,7 @@ def same(model: str, workload: str, chosen: dict[str, Any]) -> None:
         try:
             result = run(specify(model, workload=workload, settings={**chosen, "run.engine": engine}))
         except iosim.IosimError as error:
-            assert "overloaded" in str(error)
+            # One CPU, or hogs: too little is done, on either engine, and in the same words.
             found.append(str(error))
         else:
             found.append((result.stamps.tolist(), result.rows.tolist(), result.snapshots))
