@@ -179,7 +179,7 @@ def test_the_last_pin_of_a_thread_counts() -> None:
     threads = specify("vhost-net", settings=chosen).build().system.threads
     found = {thread.name: sorted(thread.cpus or ()) for thread in threads}
     assert (found.pop("vhost-0"), found.pop("vhost-1")) == ([1, 2, 3], [2])
-    assert found == dict.fromkeys(("vcpu0", "vcpu1", "host-softirq", "hog-0", "hog-1"), [0])
+    assert found == {name: [0] for name in ("vcpu0", "vcpu1", "host-softirq", "hog-0", "hog-1")}
 
 
 def test_plus_separates_as_well_so_that_pins_can_be_varied() -> None:
