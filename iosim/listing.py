@@ -123,6 +123,7 @@ def setting_rows(model: Model) -> Iterator[tuple[str, str, str]]:
     yield "host.constant", "off", "replace every cost by its mean"
     yield "host.pin", "none", hosts.LOAD_MEANINGS["pin"]
     yield "host.hogs", "0", hosts.LOAD_MEANINGS["hogs"]
+    yield "host.wakeup_granularity", "none", hosts.LOAD_MEANINGS["wakeup_granularity"]
     for cost in host.costs:
         meaning = costs.MEANINGS[costs.NAMES.index(cost.name)]
         yield f"host.costs.{cost.name}", _amount(cost.distribution, cost.per_byte), meaning

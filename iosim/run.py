@@ -138,6 +138,7 @@ def _engine_options(spec: Specification) -> dict[str, int]:
         "cpus": int(p["cpus"].value),
         "timeslice": max(1, int(p["timeslice"].value)),
         "switch": costs.CONTEXT_SWITCH if p["cpus"].value else NO_COST,
+        "granularity": spec.wakeup_granularity,
     }
 
 

@@ -12,8 +12,8 @@ from iosim.host import costs, hosts
 from iosim.host.hogs import MOST, STRETCH, add_hogs
 from iosim.host.hosts import Cost, Host, Property
 from iosim.host.machine import Machine
-from iosim.host.pins import Pin, parse_pins, pin
-from iosim.host.units import parse_cost, parse_per_byte, parse_rate_bits
+from iosim.host.pins import NONE, Pin, parse_pins, pin
+from iosim.host.units import parse_cost, parse_per_byte, parse_rate_bits, parse_time
 from iosim.model import Model, find
 from iosim.settings import (
     MOST_UNDER_WAY,
@@ -33,6 +33,7 @@ DEFAULT_SIZE: Final = {"rr": 1, "tx": 64, "rx": 64}
 CONSTANT_COSTS: Final = "constant"
 PIN: Final = "pin"
 HOGS: Final = "hogs"
+WAKEUP_GRANULARITY: Final = "wakeup_granularity"
 MIN_WARMUP, MAX_WARMUP, WARMUP_PART = 10, 1000, 20
 
 
@@ -52,6 +53,7 @@ class Specification:
         constant: Whether every cost is replaced by its mean.
         pins: Which threads run on which CPUs only.
         hogs: Threads of other load on the host's CPUs.
+        wakeup_granularity: ps, for preemption by fairness at a wake-up; -1: there is none.
         given: The settings as they were given, by dotted name.
     """
 
@@ -66,6 +68,7 @@ class Specification:
     constant: bool
     pins: tuple[Pin, ...]
     hogs: int
+    wakeup_granularity: int
     given: Mapping[str, Any]
 
     def build(self) -> Machine:
@@ -121,7 +124,7 @@ class Specification:
             out[f"host.{name}"] = value
         out[f"host.{CONSTANT_COSTS}"] = self.constant
         for key, value in self.given.items():
-            if key.startswith("host.costs.") or key in (f"host.{PIN}", f"host.{HOGS}"):
+            if key.startswith("host.costs.") or key.removeprefix("host.") in hosts.LOAD_MEANINGS:
                 out[key] = value
         if self.model.smp:
             out["guest.vcpus"] = self.vcpus
@@ -188,6 +191,7 @@ def specify(
     )
     chosen = hosts.load(host) if isinstance(host, str) else host
     pinned, hogs = groups["host"].pop(PIN, None), groups["host"].pop(HOGS, 0)
+    granularity = groups["host"].pop(WAKEUP_GRANULARITY, NONE)
     applied, constant = _host(chosen, groups["host"], found)
     cpus = int(applied.properties["cpus"].value)
     device: Settings = check(found.settings, groups["device"], "device")
@@ -204,6 +208,7 @@ def specify(
         constant=constant,
         pins=() if pinned is None else parse_pins(pinned, cpus, f"host.{PIN}"),
         hogs=_hogs(hogs, cpus),
+        wakeup_granularity=-1 if granularity == NONE else parse_time(granularity, f"host.{WAKEUP_GRANULARITY}"),
         given=given,
     )
     if specification.pins:

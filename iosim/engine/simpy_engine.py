@@ -59,7 +59,7 @@ class _Thread:
     """A thread: its processes by level, the one that runs, and whether it has left the guest (``parked``)."""
 
     __slots__ = ("allowed", "blocked_since", "busy", "contexts", "cpu", "current", "dirty", "index", "name",
-                 "outranked", "parked", "priority", "queued", "switches")  # fmt: skip
+                 "offset", "outranked", "parked", "priority", "queued", "switches")  # fmt: skip
 
     def __init__(self, index: int, name: str, priority: int, allowed: frozenset[int] | None) -> None:
         self.index = index
@@ -75,7 +75,14 @@ class _Thread:
         self.outranked = False
         self.blocked_since = True
         self.busy = 0
+        self.offset = 0
         self.switches = 0
+
+    def runtime(self, now: int) -> int:
+        """The virtual runtime (ps): what the thread has run, and what its sleeps were worth."""
+        current = self.current
+        running = now - current.started if current is not None and current.timer is not None else 0
+        return self.busy + self.offset + running
 
     def may_use(self, cpu: _Cpu) -> bool:
         """Whether the thread may run on a CPU."""
@@ -130,6 +137,8 @@ class SimpyEngine:
         cpus: Number of CPUs that the threads share; 0 gives each thread a CPU of its own, whatever it is pinned to.
         timeslice: ps after which a thread hands a shared CPU to one of equal priority.
         switch: The cost of a direct switch between two threads of one CPU, or ``NO_COST``.
+        granularity: ps by which a thread that wakes up must be behind another of its priority, in virtual runtime, to
+            take its CPU; -1: never, and of equals in line goes first who came first.
     """
 
     def __init__(
@@ -143,6 +152,7 @@ class SimpyEngine:
         cpus: int = 0,
         timeslice: int = 3_000_000_000,
         switch: int = NO_COST,
+        granularity: int = -1,
     ) -> None:
         system.check_pins(cpus)
         self.env = simpy.Environment() if env is None else env
@@ -162,6 +172,7 @@ class SimpyEngine:
         self._rates = costs.rates
         self._timeslice = timeslice
         self._switch = switch
+        self._granularity = granularity
         self._switch_streams: dict[int, DrawStream] = {}
         self._latched = [False] * len(system.channels)
         self._waiter: list[_Context | None] = [None] * len(system.channels)
@@ -623,9 +634,14 @@ class SimpyEngine:
         """Put a runnable thread on a CPU, or in the run queue."""
         if thread.queued:
             return False
+        woken = thread.blocked_since and self._granularity >= 0
+        if woken:
+            self._place(thread)
         cpu = self._idle_cpu(thread)
         if cpu is None:
             victim = self._victim(thread, None)
+            if victim is None and woken:
+                victim = self._unfair(thread)
             if victim is not None:
                 cpu = victim.cpu
                 self._displace(victim)
@@ -648,6 +664,23 @@ class SimpyEngine:
         running = [cpu.thread for cpu in self._cpus if cpu.thread and cpu is not but and thread.may_use(cpu)]
         victim = min(running, key=lambda t: (t.priority, t.index), default=None)
         return victim if victim is not None and victim.priority < thread.priority else None
+
+    def _place(self, thread: _Thread) -> None:
+        """A thread that slept is at most a time slice behind all others of its CPUs: CFS's place_entity."""
+        now = self.clock.now
+        there = [cpu.thread for cpu in self._cpus if cpu.thread is not None and thread.may_use(cpu)]
+        there += [t for t in self._queue if any(t.may_use(cpu) and thread.may_use(cpu) for cpu in self._cpus)]
+        if there:
+            least = min(t.runtime(now) for t in there) - self._timeslice
+            thread.offset += max(0, least - thread.runtime(now))
+
+    def _unfair(self, thread: _Thread) -> _Thread | None:
+        """Of equal threads on the CPUs that ``thread`` may use the one furthest ahead of it, if it is too far."""
+        now = self.clock.now
+        limit = thread.runtime(now) + self._granularity
+        running = [cpu.thread for cpu in self._cpus if cpu.thread is not None and thread.may_use(cpu)]
+        equals = [t for t in running if t.priority == thread.priority and t.runtime(now) > limit]
+        return max(equals, key=lambda t: (t.runtime(now), -t.index), default=None)
 
     def _displace(self, thread: _Thread) -> None:
         """Take a thread's CPU for another one; it goes where there is room for it, or into the run queue.
@@ -753,8 +786,13 @@ class SimpyEngine:
             cpu.idle_since_last = True
 
     def _first_in_line(self, cpu: _Cpu) -> _Thread | None:
-        """The first of the highest priority in line, of those that may use a CPU."""
+        """The first of the highest priority in line for a CPU; by fairness, the furthest behind."""
         # The first of equals: max keeps it.
+        if self._granularity >= 0:
+            now = self.clock.now
+            return max(
+                (t for t in self._queue if t.may_use(cpu)), key=lambda t: (t.priority, -t.runtime(now)), default=None
+            )
         return max((t for t in self._queue if t.may_use(cpu)), key=lambda t: t.priority, default=None)
 
     def _run_next(self, cpu: _Cpu) -> None:

@@ -133,6 +133,7 @@ PROPERTY_MEANINGS: Final = {
 LOAD_MEANINGS: Final = {
     "pin": "CPUs that threads may run on (thread:cpus, ...): vcpu0:0,vhost:0-1 or vcpu*:0; others run on any",
     "hogs": "threads hog-0, hog-1, ... that always want to run, as vCPUs of other guests",
+    "wakeup_granularity": "CFS: lead in virtual runtime above which a thread is preempted by one that wakes up",
 }
 """Settings of a run that belong to no host: how its CPUs are shared out, and with whom."""
 LIMITS: Final = {"cpus": 1024, "tap_queue": 1_000_000, "halt_poll_grow": 1000, "halt_poll_shrink": 1000}

@@ -65,6 +65,7 @@ PROPERTIES = {
     "timeslice": ("time", "after which a thread hands a shared CPU to another of its priority"),
     "pin": ("thread:cpus, ...", hosts.LOAD_MEANINGS["pin"]),
     "hogs": ("threads", hosts.LOAD_MEANINGS["hogs"]),
+    "wakeup_granularity": ("time, none", hosts.LOAD_MEANINGS["wakeup_granularity"]),
     "wire_rate": ("bit rate", "of the wire between host and client"),
     "wire_propagation": ("time", "from one end of the wire to the other, switch included"),
     "tap_queue": ("frames", "that the tap's queue towards the guest holds (`tx_queue_len`)"),
@@ -113,6 +114,7 @@ def properties() -> str:
         rows.append([code(f"host.{name}"), shown, unit, meaning])
     rows.append([code("host.pin"), "none", *PROPERTIES["pin"]])
     rows.append([code("host.hogs"), "0", *PROPERTIES["hogs"]])
+    rows.append([code("host.wakeup_granularity"), "none", *PROPERTIES["wakeup_granularity"]])
     meaning = "replace every cost by its mean: nothing is random"
     rows.append([code(f"host.{CONSTANT_COSTS}"), "false", "true, false", meaning])
     return table(("setting", "default", "unit", "meaning"), rows)

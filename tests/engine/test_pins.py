@@ -174,6 +174,28 @@ def test_a_poller_makes_room_for_who_may_use_its_cpu(cpu: int, gives_up: int) ->
     assert (gives_up, "gave up") in room.log
 
 
+@pytest.mark.parametrize(
+    ("granularity", "log"),
+    [
+        # By slices: a is done before its slice is over, then who came first.
+        (-1, [(100, "a"), (110, "b"), (120, "c")]),
+        # b is placed at 80 - 30 = 50, c at 50 - 30 = 20: not far enough behind to preempt a, but c goes first.
+        (80_000, [(100, "a"), (110, "c"), (120, "b")]),
+        # b preempts a, and c preempts b (at 50 + 5 now); then who is furthest behind: b, and a.
+        (10_000, [(95, "c"), (100, "b"), (120, "a")]),
+    ],
+)
+def test_who_is_far_enough_behind_preempts_at_its_wake_up(granularity: int, log: list[tuple[float, str]]) -> None:
+    """b wakes up when a has run for 80 ns, c 5 ns later; a slice is 30 ns."""
+    room = Room()
+    room.job("a", HUNDRED)
+    room.job("b", TEN, at=80)
+    room.job("c", TEN, at=85)
+    engine = room.run(cpus=1, granularity=granularity, timeslice=30_000)
+    assert room.log == log
+    assert engine.busy() == [100_000, 10_000, 10_000]
+
+
 def test_a_pin_that_no_cpu_fulfils_is_refused() -> None:
     room = Room()
     room.job("a", ONE, cpus=[2, 5])
@@ -204,9 +226,9 @@ def rooms(draw: st.DrawFn) -> tuple[int, list[dict[str, Any]]]:
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(rooms(), st.sampled_from([7_000, 30_000]), st.booleans())
+@given(rooms(), st.sampled_from([7_000, 30_000]), st.booleans(), st.sampled_from([-1, 0, 5_000]))
 def test_threads_run_where_they_may_and_no_cpu_is_idle_that_one_could_use(
-    drawn: tuple[int, list[dict[str, Any]]], timeslice: int, costly: bool
+    drawn: tuple[int, list[dict[str, Any]]], timeslice: int, costly: bool, granularity: int
 ) -> None:
     cpus, threads = drawn
     system = System()
@@ -229,7 +251,8 @@ def test_threads_run_where_they_may_and_no_cpu_is_idle_that_one_could_use(
         place = system.thread(f"t{number}", thread["priority"])
         system.pin(place, thread["cpus"])
         system.process(f"t{number}", play(number, thread["steps"]), thread=place)
-    engine = Watched(system, COSTS, cpus=cpus, timeslice=timeslice, **({"switch": ONE} if costly else {}))
+    options = {"granularity": granularity, **({"switch": ONE} if costly else {})}
+    engine = Watched(system, COSTS, cpus=cpus, timeslice=timeslice, **options)
     engine.run(until=20_000_000)
     assert sorted(done) == list(range(len(threads)))
     assert sum(engine.busy()) <= cpus * 20_000_000
@@ -261,6 +284,7 @@ needs_compiled = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None
     [
         {"host.cpus": 2, "host.pin": "vcpu0:0,vhost:0"},
         {"host.cpus": 3, "host.pin": "vcpu*:0-1,*softirq:2,hog:0", "host.hogs": 1, "host.timeslice": "50us"},
+        {"host.cpus": 2, "host.pin": "vcpu*:0,hog-1:1", "host.hogs": 2, "host.wakeup_granularity": "20us"},
     ],
 )
 def test_identical_with_pins(chosen: dict[str, Any]) -> None:
@@ -278,6 +302,7 @@ def configurations(draw: st.DrawFn) -> tuple[str, str, dict[str, Any]]:
         "host.timeslice": draw(st.sampled_from(["10us", "100us", "3ms"])),
         "host.halt_poll_ns": draw(st.sampled_from(["0ns", "200us"])),
         "host.hogs": draw(st.sampled_from([0, 0, 1, 3])),
+        "host.wakeup_granularity": draw(st.sampled_from(["none", "0ns", "1us", "1ms"])),
         "workload.depth": draw(st.sampled_from([1, 7, 64])),
     }
     if model != "e1000":

@@ -144,6 +144,24 @@ def test_a_hog_costs_a_thread_of_higher_priority_a_switch_and_no_wait() -> None:
     assert latency(beside) == pytest.approx(latency(play("rr", **APART)) + SWITCH)
 
 
+@pytest.mark.parametrize("cpu", [0, 1])
+def test_with_fairness_at_wake_ups_a_hog_costs_microseconds(cpu: int) -> None:
+    """CFS: who sleeps is behind who computes, by more than the granularity, and does not wait for a slice."""
+    free = latency(play("rr", **APART, **{"host.halt_poll_ns": "0ns"}))
+    hog = {**APART, "host.pin": f"{APART['host.pin']},hog:{cpu}", "host.hogs": 1}
+    fair = play("rr", **hog, **{"host.wakeup_granularity": "1ms"})
+    assert latency(fair) < free + 4 * SWITCH
+    assert fair.cpu_busy["hog"].value > 0.8
+    # Below the granularity is as without: the bonus of who slept is a slice, 3 ms.
+    assert latency(play("rr", **hog, **{"host.wakeup_granularity": "3ms"})) > SLICE
+
+
+def test_fairness_at_wake_ups_leaves_the_shares_of_who_always_works() -> None:
+    beside = {**APART, "host.pin": f"{APART['host.pin']},hog:0", "host.hogs": 1, "run.requests": 12_000}
+    fair = play("tx", **beside, **{"host.wakeup_granularity": "1ms"})
+    assert fair.cpu_busy["hog"].value == pytest.approx(0.5, abs=0.03)
+
+
 # -- how it is asked for ----------------------------------------------------------------------------------------
 
 
@@ -164,6 +182,7 @@ def test_a_hog_costs_a_thread_of_higher_priority_a_switch_and_no_wait() -> None:
         ({"host.hogs": 1}, "host.hogs: each thread has a CPU of its own, a hog too"),
         ({"host.hogs": -1, "host.cpus": 1}, "host.hogs: -1 is no count; write a whole number from 0 to 64"),
         ({"host.hogs": True, "host.cpus": 1}, "host.hogs: True is no count"),
+        ({"host.wakeup_granularity": "1"}, "host.wakeup_granularity"),
         ({"host.pins": "vhost:0"}, "unknown setting 'host.pins'; did you mean 'host.pin'?"),
     ],
 )

@@ -61,6 +61,7 @@ class Core:
         self.shared_cpus = False
         self.timeslice = 0
         self.switch = -1
+        self.granularity = -1
         self.ready_count = 0
         # contexts
         self.state = [READY] * contexts
@@ -97,6 +98,7 @@ class Core:
         self.outranked = [False] * threads
         self.blocked_since = [True] * threads
         self.busy = [0] * threads
+        self.offset = [0] * threads
         self.switches = [0] * threads
         self.first_context = [0] * threads
         self.last_context = [0] * threads
@@ -617,10 +619,15 @@ def acquire(core: Core, thread: int) -> None:
     if core.queued[thread]:
         return
     cpu = core.own_cpu[thread]
+    woken = cpu < 0 and core.blocked_since[thread] and core.granularity >= 0
+    if woken:
+        place_woken(core, thread)
     if cpu < 0:
         cpu = idle_cpu(core, thread, -1)
     if cpu < 0:
         victim = find_victim(core, thread, -1)
+        if victim < 0 and woken:
+            victim = find_unfair(core, thread)
         if victim >= 0:
             cpu = core.cpu[victim]
             displace(core, victim)
@@ -657,6 +664,51 @@ def find_victim(core: Core, thread: int, but: int) -> int:
     if victim >= 0 and core.priority[victim] < core.priority[thread]:
         return victim
     return -1
+
+
+def runtime(core: Core, thread: int) -> int:
+    """The virtual runtime of a thread (ps): what it has run, and what its sleeps were worth."""
+    current = core.current[thread]
+    value = core.busy[thread] + core.offset[thread]
+    if current >= 0 and core.timer[current] != 0:
+        value += core.clock.now - core.started[current]
+    return value
+
+
+def place_woken(core: Core, thread: int) -> None:
+    """A thread that slept is at most a time slice behind all others of its CPUs: CFS's place_entity."""
+    found = False
+    least = 0
+    for i in range(core.cpus):
+        if may_use(core, thread, i):
+            other = core.cpu_thread[i]
+            if other >= 0:
+                value = runtime(core, other)
+                if not found or value < least:
+                    found = True
+                    least = value
+            for k in range(core.queue_length):
+                if may_use(core, core.queue[k], i):
+                    value = runtime(core, core.queue[k])
+                    if not found or value < least:
+                        found = True
+                        least = value
+    if found:
+        core.offset[thread] += max(0, least - core.timeslice - runtime(core, thread))
+
+
+def find_unfair(core: Core, thread: int) -> int:
+    """Of equal threads on the CPUs that ``thread`` may use the one furthest ahead of it, if it is too far, or -1."""
+    most = runtime(core, thread) + core.granularity
+    victim = -1
+    for i in range(core.cpus):
+        other = core.cpu_thread[i]
+        if other >= 0 and may_use(core, thread, i) and core.priority[other] == core.priority[thread]:
+            value = runtime(core, other)
+            if value > most or (victim >= 0 and value == most and other < victim):
+                most = value
+                victim = other
+    return victim
 
 
 def displace(core: Core, thread: int) -> None:
@@ -760,12 +812,21 @@ def release(core: Core, thread: int) -> None:
 
 
 def first_in_line(core: Core, cpu: int) -> int:
-    """The first of the highest priority in the run queue, of those that may use a CPU, or -1."""
+    """The first of the highest priority in line for a CPU, or -1; by fairness, the furthest behind."""
     best = -1
     for i in range(core.queue_length):
         thread = core.queue[i]
-        if may_use(core, thread, cpu) and (best < 0 or core.priority[thread] > core.priority[best]):
-            best = thread
+        if may_use(core, thread, cpu):
+            if (
+                best < 0
+                or core.priority[thread] > core.priority[best]
+                or (
+                    core.granularity >= 0
+                    and core.priority[thread] == core.priority[best]
+                    and runtime(core, thread) < runtime(core, best)
+                )
+            ):
+                best = thread
     return best
 
 

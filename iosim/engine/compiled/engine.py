@@ -39,7 +39,7 @@ class CompiledEngine:
     """Plays a `System` as `SimpyEngine` does, compiled.
 
     Args:
-        system, costs, seed, replication, cpus, timeslice, switch: As for `SimpyEngine`.
+        system, costs, seed, replication, cpus, timeslice, switch, granularity: As for `SimpyEngine`.
         table: The request table that the processes fill.
         state: The objects the processes work on (the machine).
         opaque: Classes of objects that the hot path does not look into.
@@ -61,6 +61,7 @@ class CompiledEngine:
         cpus: int = 0,
         timeslice: int = 3_000_000_000,
         switch: int = NO_COST,
+        granularity: int = -1,
         expected: int = 0,
     ) -> None:
         system.check_pins(cpus)
@@ -85,6 +86,7 @@ class CompiledEngine:
         core.observer = self._observer
         core.timeslice = timeslice
         core.switch = switch
+        core.granularity = granularity
         self._contexts(cpus)
         self._streams(costs, seed, replication)
         calls = [self._call(i) for i in range(core.contexts)]
