@@ -146,6 +146,10 @@ class VirtioQueues(Settings):
     rx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the receive queue")
     tx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the transmit queue")
     event_idx: Flag = Field(True, description="VIRTIO_F_EVENT_IDX: suppression by event index, else by flags")
+    packed: Flag = Field(False, description="VIRTIO_F_RING_PACKED: one ring of descriptors, else the split rings")
+    indirect: Flag = Field(
+        False, description="VIRTIO_F_INDIRECT_DESC (indirect_desc): a chain of several buffers takes one descriptor"
+    )
 
 
 class VirtioQueuePairs(VirtioQueues):

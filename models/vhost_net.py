@@ -22,7 +22,7 @@ from iosim.effects import TASK, Effect, spend, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit
+from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
 from iosim.host import counters as count
 from iosim.host.costs import REARM_WINDOW, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
@@ -269,7 +269,7 @@ def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, No
 def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
     pairs = settings.queues
-    buffers = settings.rx_queue_size + settings.tx_queue_size
+    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     system = room.system
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
@@ -291,6 +291,8 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
             rx_size=settings.rx_queue_size,
             tx_size=settings.tx_queue_size,
             event_idx=settings.event_idx,
+            packed=settings.packed,
+            indirect=settings.indirect,
             frame=workload.frame,
         )
         drivers.append(driver)

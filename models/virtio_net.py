@@ -22,7 +22,7 @@ from pydantic import Field
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit
+from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, QEMU_VIRTIO_PACKET, REARM_WINDOW, SYS_IOCTL, SYS_READ, SYS_WRITE
 from iosim.host.hosts import Host
@@ -320,7 +320,7 @@ def virtio_notify(q: QemuVirtioNet, queue: DeviceQueue, vector: int) -> Generato
 def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
     pairs = settings.queues
-    buffers = settings.rx_queue_size + settings.tx_queue_size
+    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     loop = MainLoop(room.machine, items=ITEMS * pairs)
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
@@ -342,6 +342,8 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
             rx_size=settings.rx_queue_size,
             tx_size=settings.tx_queue_size,
             event_idx=settings.event_idx,
+            packed=settings.packed,
+            indirect=settings.indirect,
             frame=workload.frame,
         )
         qemu.append(QemuVirtioNet(room, tap, loop, driver, settings))

@@ -66,6 +66,15 @@ TX_BUFFER: Final = 2048
 """Bytes kept for a packet to send, header included."""
 
 
+def packet_buffers(rx_size: int, tx_size: int, indirect: bool) -> int:
+    """How many packet buffers' worth of guest memory the driver of a queue pair needs, its indirect tables included."""
+    buffers = rx_size + tx_size
+    if indirect:
+        # At most 32 descriptors of 16 bytes in the table of each (see `new_queue`).
+        buffers += buffers * 32 * 16 // TX_BUFFER + 1
+    return buffers
+
+
 class NetMilestones(Protocol):
     """The milestones stamped here."""
 
@@ -113,7 +122,7 @@ class VirtioNet:
         senders: Those that send by this pair (XPS: those of its vCPU).
         backend: Where kicks go, with the items that stand for the two queues there.
         rx_size, tx_size: Queue sizes.
-        event_idx: Whether VIRTIO_F_EVENT_IDX was negotiated.
+        event_idx, packed, indirect: Whether VIRTIO_F_EVENT_IDX, RING_PACKED and INDIRECT_DESC were negotiated.
         frame: Bytes of a frame.
 
     Attributes:
@@ -149,6 +158,8 @@ class VirtioNet:
         rx_size: int,
         tx_size: int,
         event_idx: bool,
+        packed: bool,
+        indirect: bool,
         frame: int,
     ) -> None:
         if tx_size < 2 + MAX_SKB_FRAGS:
@@ -172,8 +183,12 @@ class VirtioNet:
         self.tx: DriverQueue
         self.rx_device: DeviceQueue
         self.tx_device: DeviceQueue
-        self.rx, self.rx_device = new_queue(machine.memory, rx_size, event_idx)
-        self.tx, self.tx_device = new_queue(machine.memory, tx_size, event_idx)
+        self.rx, self.rx_device = new_queue(
+            machine.memory, rx_size, event_idx, packed=packed, indirect=indirect
+        )
+        self.tx, self.tx_device = new_queue(
+            machine.memory, tx_size, event_idx, packed=packed, indirect=indirect
+        )
         self.rx_free = [allocate(machine.memory, RX_BUFFER, 64) for _ in range(rx_size)]
         self.tx_free = [allocate(machine.memory, TX_BUFFER, 64) for _ in range(tx_size)]
         self.scheduled = [False, False]

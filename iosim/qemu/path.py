@@ -29,7 +29,7 @@ _OTHER_ENDS = {
 #: virtio-net properties with no bearing on the path, or that a setting carries.
 _WITHOUT_NOTE = frozenset(
     name_list("""
-        mac tx rx_queue_size tx_queue_size event_idx x-txburst ioeventfd packed mq vectors multifunction
+        mac tx rx_queue_size tx_queue_size event_idx indirect_desc x-txburst ioeventfd packed mq vectors multifunction
         bootindex romfile rombar romsize status speed duplex acpi-index mitigation autonegotiation
     """)
 )
@@ -48,7 +48,8 @@ def network_path(machine: Machine) -> Path:
     """Say which model simulates the machine's network, with which settings.
 
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
-    ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.tx_burst`` (packets; QEMU's
+    ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.packed``, ``device.indirect`` (QEMU's
+    indirect_desc), ``device.tx_burst`` (packets; QEMU's
     x-txburst), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``),
     ``device.queues`` (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong to).
 
@@ -150,8 +151,9 @@ def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
     for name in ("rx_queue_size", "tx_queue_size"):
         if name in nic.properties:
             settings[f"device.{name}"] = whole_number(nic.properties[name])
-    if "event_idx" in nic.properties:
-        settings["device.event_idx"] = _is_on(nic, "event_idx", True)
+    for name, key in (("event_idx", "event_idx"), ("packed", "packed"), ("indirect_desc", "indirect")):
+        if name in nic.properties:
+            settings[f"device.{key}"] = _is_on(nic, name, True)
     if "x-txburst" in nic.properties:
         if nic.vhost:
             notes.append("x-txburst is QEMU's; with vhost the kernel serves the ring")
@@ -196,8 +198,6 @@ def _queue_pairs(nic: Nic, notes: list[str], vcpus: int) -> dict[str, object]:
 
 def _refuse(nic: Nic) -> None:
     """Refuse the virtio-net properties that change the path into one iosim has no model of."""
-    if _is_on(nic, "packed", False):
-        raise IosimError("iosim cannot simulate packed=on in a path yet; it simulates split rings", nic.where)
     if not _is_on(nic, "ioeventfd", True):
         raise IosimError(
             "iosim cannot simulate ioeventfd=off: each kick would go through QEMU on the vCPU's thread; "

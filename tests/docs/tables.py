@@ -41,6 +41,8 @@ UNITS = {
     "device.hub": "on, off",
     "device.mmio": "on, off",
     "device.event_idx": "on, off",
+    "device.packed": "on, off",
+    "device.indirect": "on, off",
     "device.mitigation": "on, off",
     "device.poll": "on, off",
     "device.tx_descriptors": "descriptors",

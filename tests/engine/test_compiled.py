@@ -111,6 +111,8 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
     else:
         # From the longest chain a packet may need up to 1024.
         chosen["device.event_idx"] = draw(st.booleans())
+        chosen["device.packed"] = draw(st.booleans())
+        chosen["device.indirect"] = draw(st.booleans())
         chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256, 1024]))
         chosen["device.tx_queue_size"] = draw(st.sampled_from([32, 256, 1024]))
         chosen["device.queues"] = draw(st.sampled_from([1, 1, 2, 3, 8]))
@@ -145,6 +147,8 @@ def test_compiled_once_for_a_structure_and_never_for_a_setting(monkeypatch: pyte
         {"workload.think_time": "7us"},
         {"device.tx_queue_size": 1024},
         {"device.event_idx": False},
+        {"device.packed": True},
+        {"device.indirect": True},
         {"host.cpus": 2},
         {"host.apicv": True},
         {"host.constant": True},

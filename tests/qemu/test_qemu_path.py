@@ -35,6 +35,9 @@ def virtio(netdev: str = "", device: str = "") -> str:
          {"device.event_idx": False, "device.tx_burst": 64, "device.rx_queue_size": 1024,
           "device.tx_queue_size": 256}),
         (virtio(",vhost=on", ",event_idx=on,x-txburst=64"), "vhost-net", {"device.event_idx": True}),
+        (virtio(device=",packed=on,indirect_desc=off,event_idx=off"), "virtio-net",
+         {"device.packed": True, "device.indirect": False, "device.event_idx": False}),
+        (virtio(",vhost=on", ",packed=on"), "vhost-net", {"device.packed": True}),
         (virtio(",vhost=on,queues=4"), "vhost-net", {}),
         (virtio(device=",mq=on,vectors=4"), "virtio-net", {}),
         ("-smp 4 " + virtio(",vhost=on,queues=4", ",mq=on,vectors=10"), "vhost-net",
@@ -94,8 +97,6 @@ def test_notes(line: str, part: str) -> None:
          "for each, as vectors=10 gives"),
         ("-smp 16 " + virtio(",queues=16", ",mq=on"),
          "f:1: iosim cannot simulate 16 queue pairs; it simulates up to 8"),
-        (virtio(device=",packed=on"),
-         "f:1: iosim cannot simulate packed=on in a path yet; it simulates split rings"),
         (virtio(device=",ioeventfd=off"),
          "f:1: iosim cannot simulate ioeventfd=off: each kick would go through QEMU on the vCPU's "
          "thread; it simulates ioeventfd=on"),
