@@ -8,6 +8,9 @@ used ring to an eventfd that KVM turns into the MSI (irqfd), on the worker's thr
 While it works, notification is off; before it sleeps it arms the event index and looks once more. No work item runs
 longer than its weight, so that one queue cannot starve the other.
 
+That takes MSI-X. With INTx the eventfd wakes QEMU's main loop, which raises the line (an ioctl), and the guest's read
+of the ISR register goes out to QEMU.
+
 With several queue pairs each has all of this for itself: rings, a queue of the tap, a worker.
 """
 
@@ -24,11 +27,13 @@ from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
 from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
 from iosim.host import counters as count
-from iosim.host.costs import REARM_WINDOW, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
+from iosim.host.costs import REARM_WINDOW, SYS_READ, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
 from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
+from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
 from iosim.host.network import TapQueue, copy_cold, tap_transmit
+from iosim.host.virtio_pci import INTX, OWN, VirtioPci, interrupt_mode, virtio_notify_vector
 from iosim.host.work import WorkQueue, queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
@@ -84,13 +89,17 @@ class VhostNet:
 
     Attributes:
         work: What the worker has to do.
+        guest_notifiers: The call eventfds that QEMU's main loop polls, where there is no MSI-X for irqfd.
         tap: The pair's queue of the tap.
         batch: Rows and heads of the packets copied from the transmit ring that are not yet sent.
         done: Packets written to the guest's buffers that are not yet in the used ring.
         kicked: The transmit work was queued by a kick, not by the worker itself.
     """
 
-    __slots__ = ("batch", "batch_head", "done", "driver", "kicked", "packet_weight", "room", "rx", "tap", "tx", "work")
+    __slots__ = (
+        "batch", "batch_head", "done", "driver", "guest_notifiers", "kicked", "packet_weight", "room", "rx", "tap",
+        "tx", "work",
+    )  # fmt: skip
 
     def __init__(
         self, room: NetworkRoom, tap: TapQueue, work: WorkQueue, driver: VirtioNet, settings: VhostNetSettings
@@ -99,6 +108,7 @@ class VhostNet:
         self.tap = tap
         self.work = work
         self.driver = driver
+        self.guest_notifiers = driver.pci.loop.work
         self.rx = driver.rx_device
         self.tx = driver.tx_device
         self.packet_weight = settings.packet_weight
@@ -256,14 +266,36 @@ def enable_notify(queue: DeviceQueue) -> Generator[Effect, None, bool]:
 
 
 def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, None, bool]:
-    """Signal the call eventfd if the guest wants an interrupt: irqfd injects it from here; return whether."""
+    """Signal the call eventfd if the guest wants an interrupt, return whether.
+
+    irqfd injects the message from here; without MSI-X the eventfd wakes QEMU's main loop.
+    """
     wanted = should_notify(queue)
     yield spend(VHOST_SIGNAL)
     if wanted:
-        yield from deliver_interrupt(v.driver.vcpu, v.driver.napi + vector)
+        if v.driver.pci.mode == INTX:
+            yield from queue_work(v.guest_notifiers, vector)
+        elif v.driver.pci.mode == OWN:
+            yield from deliver_interrupt(v.driver.vcpu, v.driver.napi + vector)
+        else:
+            yield from deliver_interrupt(v.driver.vcpu, v.driver.napi)
     else:
         v.room.machine.counters.n[count.INTERRUPTS_SUPPRESSED] += 1
     return wanted
+
+
+def main_loop(p: VirtioPci) -> Generator[Effect, None, None]:
+    """QEMU's main loop, with INTx: read the call eventfd, raise the line (virtio_queue_guest_notifier_read)."""
+    yield from lock_iothread(p.loop)
+    while True:
+        yield from main_loop_wait(p.loop)
+        ready = p.loop.work.fifo.count
+        while ready > 0:
+            queue = take_work(p.loop.work)
+            p.machine.counters.n[count.SYS_READ] += 1
+            yield spend(SYS_READ)
+            yield from virtio_notify_vector(p, queue)
+            ready -= 1
 
 
 def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1) -> Machine:
@@ -273,18 +305,31 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     system = room.system
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
+    mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
+    loop = MainLoop(room.machine, items=PAIR, runs=mode == INTX)
     drivers: list[VirtioNet] = []
     for i in range(pairs):
         tap = room.network.tap[i]
         tap.reader = WorkQueue(system, instance("vhost worker", i), items=3)
         tap.reader_item = TAP
+        softnet = softnets[i % vcpus]
+        pci = VirtioPci(
+            room.machine,
+            softnet.vcpu,
+            loop,
+            PAIR * len(softnet.pairs),
+            mode=mode,
+            legacy=settings.disable_modern,
+            ioeventfd=True,
+        )
         driver = VirtioNet(
             room.machine,
-            softnets[i % vcpus],
+            softnet,
             i,
             room.sockets,
             room.sockets[i::pairs],
             room.milestones,
+            pci,
             tap.reader,
             KICK_RX,
             KICK_TX,
@@ -304,6 +349,8 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
         vhost = VhostNet(room, room.network.tap[i], room.network.tap[i].reader, driver, settings)
         thread = system.thread("vhost" if pairs == 1 else f"vhost-{i}")
         system.process(instance("vhost worker", i), vhost_worker(vhost), thread)
+    if mode == INTX:
+        system.process("qemu main loop", main_loop(drivers[0].pci), loop.thread)
     return room.machine
 
 

@@ -27,8 +27,11 @@ from iosim.host.costs import (
     SOFTIRQ_ENTRY,
 )
 from iosim.host.flows import flow_of
-from iosim.host.kvm import Vcpu, eoi_edge, irq_enter, irq_return, kick
+from iosim.host.intx import VECTOR
+from iosim.host.kvm import Vcpu, eoi_edge, eoi_level, irq_enter, irq_return, kick
 from iosim.host.machine import Machine
+from iosim.host.virtio_net import QemuVirtioNet, virtio_queue_notify
+from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, read_isr, write_to_qemu
 from iosim.host.work import WorkQueue
 from iosim.requests import mark, mark_past
 from iosim.ring.errors import raise_for
@@ -120,7 +123,8 @@ class VirtioNet:
         number: The pair's place among the NIC's.
         sockets: The guest's sockets, by flow.
         senders: Those that send by this pair (XPS: those of its vCPU).
-        backend: Where kicks go, with the items that stand for the two queues there.
+        pci: The transport, and whom its vectors interrupt.
+        backend: Where kicks by ioeventfd go, with the items that stand for the two queues there.
         rx_size, tx_size: Queue sizes.
         event_idx, packed, indirect: Whether VIRTIO_F_EVENT_IDX, RING_PACKED and INDIRECT_DESC were negotiated.
         frame: Bytes of a frame.
@@ -128,6 +132,7 @@ class VirtioNet:
     Attributes:
         rx, tx: The driver's side of the queues; ``rx_device`` and ``tx_device`` the other.
         napi: The first of its two NAPI instances, and of its two vectors.
+        qemu: QEMU's device, where it serves kicks on the vCPU's thread; else none.
         scheduled: NAPI_STATE_SCHED of the two NAPI instances.
         stopped: The transmit queue is stopped for want of descriptors.
         turn: Which of the senders is woken first when it opens.
@@ -138,9 +143,9 @@ class VirtioNet:
     """
 
     __slots__ = (
-        "backend", "frame", "handler_done", "machine", "milestones", "napi", "rx", "rx_device", "rx_free", "rx_item",
-        "scheduled", "senders", "sockets", "softnet", "stopped", "turn", "tx", "tx_device", "tx_free", "tx_item",
-        "vcpu",
+        "backend", "frame", "handler_done", "machine", "milestones", "napi", "pci", "qemu", "rx", "rx_device",
+        "rx_free", "rx_item", "scheduled", "senders", "sockets", "softnet", "stopped", "turn", "tx", "tx_device",
+        "tx_free", "tx_item", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +156,7 @@ class VirtioNet:
         sockets: list[Socket],
         senders: list[Socket],
         milestones: NetMilestones,
+        pci: VirtioPci,
         backend: WorkQueue,
         rx_item: int,
         tx_item: int,
@@ -174,7 +180,9 @@ class VirtioNet:
         self.sockets = sockets
         self.senders = senders
         self.milestones = milestones
-        self.napi = PAIR * len(softnet.pairs)
+        self.napi = pci.first
+        self.pci = pci
+        self.qemu: list[QemuVirtioNet] = []
         self.backend = backend
         self.rx_item = rx_item
         self.tx_item = tx_item
@@ -196,8 +204,11 @@ class VirtioNet:
         self.turn = 0
         self.handler_done = [0, 0]
         softnet.pairs.append(self)
-        self.vcpu.handler(instance("skb_recv_done", number), skb_recv_done(self))
-        self.vcpu.handler(instance("skb_xmit_done", number), skb_xmit_done(self))
+        if pci.mode == OWN:
+            self.vcpu.handler(instance("skb_recv_done", number), skb_recv_done(self))
+            self.vcpu.handler(instance("skb_xmit_done", number), skb_xmit_done(self))
+        else:
+            self.vcpu.handler(instance("vp_interrupt", number), vp_interrupt(self))
         # The probe, before time 0: every receive buffer is posted.
         while self.rx.num_free > 0:
             post(self)
@@ -232,9 +243,28 @@ def start_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, Non
     if d.tx.num_free < 2 + MAX_SKB_FRAGS:
         d.stopped = True
     if kick_prepare(d.tx):
-        yield from kick(d.vcpu, d.backend, d.tx_item, row, d.milestones.kicked)
+        yield from vp_notify(d, TX, row)
     else:
         m.counters.n[count.KICKS_SUPPRESSED] += 1
+
+
+def vp_notify(d: VirtioNet, queue: int, row: int) -> Generator[Effect, None, None]:
+    """The notify write: KVM signals the back end, or QEMU serves the queue on this thread.
+
+    ``row`` (-1: none) is the packet on whose behalf it is.
+    """
+    if d.pci.ioeventfd:
+        item = d.rx_item
+        if queue == TX:
+            item = d.tx_item
+        yield from kick(d.vcpu, d.backend, item, row, d.milestones.kicked, d.pci.legacy)
+    else:
+        d.machine.counters.n[count.KICKS] += 1
+        yield from write_to_qemu(d.pci)
+        if row >= 0:
+            mark(d.machine.table, row, d.milestones.kicked, d.machine.clock.now)
+        yield from virtio_queue_notify(d.qemu[0], queue)
+        yield from back_to_guest(d.pci, False)
 
 
 def clean_tx(d: VirtioNet) -> Generator[Effect, None, None]:
@@ -299,6 +329,34 @@ def skb_xmit_done(d: VirtioNet) -> Generator[Effect, None, None]:
         else:
             d.machine.counters.n[count.INTERRUPTS_SPURIOUS] += 1
         d.handler_done[TX] = d.machine.clock.now
+        yield from irq_return(d.vcpu)
+
+
+def vp_interrupt(d: VirtioNet) -> Generator[Effect, None, None]:
+    """One interrupt for both queues: a vector that they share, or the INTx line, whose cause is read first.
+
+    Linux vp_interrupt and vp_vring_interrupt. The end of a level-triggered interrupt comes after the handler.
+    """
+    while True:
+        yield from irq_enter(d.vcpu, d.napi)
+        mine = True
+        if d.pci.mode != INTX:
+            yield from eoi_edge(d.vcpu)
+        yield spend(DRIVER_IRQ)
+        if d.pci.mode == INTX:
+            mine = yield from read_isr(d.pci)
+        news = False
+        if mine and vring_interrupt(d.rx):
+            news = True
+            yield from napi_schedule(d, d.rx, RX)
+        if mine and vring_interrupt(d.tx):
+            news = True
+            yield from napi_schedule(d, d.tx, TX)
+        if not news:
+            d.machine.counters.n[count.INTERRUPTS_SPURIOUS] += 1
+        if d.pci.mode == INTX:
+            yield from eoi_level(d.vcpu, VECTOR)
+        d.handler_done[RX] = d.machine.clock.now
         yield from irq_return(d.vcpu)
 
 
@@ -402,6 +460,6 @@ def try_fill_recv(d: VirtioNet) -> Generator[Effect, None, None]:
         yield spend(DRIVER_REFILL)
         post(d)
     if kick_prepare(d.rx):
-        yield from kick(d.vcpu, d.backend, d.rx_item, -1, -1)
+        yield from vp_notify(d, RX, -1)
     else:
         d.machine.counters.n[count.KICKS_SUPPRESSED] += 1
