@@ -21,7 +21,7 @@ from typing import Final
 
 from pydantic import Field
 
-from iosim.effects import TASK, Effect, spend, wait
+from iosim.effects import TASK, Effect, spend, spin, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
@@ -58,6 +58,9 @@ VHOST_NET_WEIGHT: Final = 0x80000
 VHOST_NET_PKT_WEIGHT: Final = 256
 """Packets after which it does."""
 
+MICROSECOND: Final = 1_000_000
+"""In ps."""
+
 RX_STAGES: Final = {
     "rx_seen": Stage("tap wakes vhost", "back end", WAIT_NOTIFICATION),
     "rx_used": Stage("vhost copies to guest", "back end", WORK),
@@ -81,6 +84,7 @@ TX_STAGES: Final = {
 class VhostNetSettings(VirtioQueuePairs):
     """``device.*`` of vhost-net."""
 
+    poll_us: Whole = Field(0, ge=0, le=1_000_000, description="poll-us: how long the worker polls before it re-arms")
     packet_weight: Whole = Field(VHOST_NET_PKT_WEIGHT, ge=1, description="packets after which the queues take turns")
 
 
@@ -94,11 +98,13 @@ class VhostNet:
         batch: Rows and heads of the packets copied from the transmit ring that are not yet sent.
         done: Packets written to the guest's buffers that are not yet in the used ring.
         kicked: The transmit work was queued by a kick, not by the worker itself.
+        poll: How long the worker polls (ps); 0: not at all.
+        taken: Works that the worker has taken off its list together and not run yet; they are no news to a poller.
     """
 
     __slots__ = (
-        "batch", "batch_head", "done", "driver", "guest_notifiers", "kicked", "packet_weight", "room", "rx", "tap",
-        "tx", "work",
+        "batch", "batch_head", "done", "driver", "guest_notifiers", "kicked", "packet_weight", "poll", "room", "rx",
+        "taken", "tap", "tx", "work",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +122,8 @@ class VhostNet:
         self.batch_head: list[int] = []
         self.done: list[int] = []
         self.kicked = True
+        self.poll = settings.poll_us * MICROSECOND
+        self.taken = 0
 
 
 def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
@@ -132,7 +140,10 @@ def vhost_worker(v: VhostNet) -> Generator[Effect, None, None]:
     while True:
         while v.work.fifo.count == 0:
             yield wait(v.work.channel, VHOST_WORKER_WAKEUP)
+        if v.taken == 0:
+            v.taken = v.work.fifo.count
         item = take_work(v.work)
+        v.taken -= 1
         if item == KICK_TX:
             yield from handle_tx(v)
         else:
@@ -151,6 +162,11 @@ def handle_tx(v: VhostNet) -> Generator[Effect, None, None]:
     more = True
     while more:
         head = raise_for(pop(v.tx))
+        other_work = False
+        if head < 0 and v.poll > 0:
+            yield from tx_batch(v)
+            other_work = yield from busy_poll(v, False)
+            head = raise_for(pop(v.tx))
         if head >= 0:
             row = m.memory.u64[(v.tx.elem_addr[0] >> 3) + 2]
             mark(m.table, row, v.room.milestones.tx_seen, m.clock.now)
@@ -166,6 +182,10 @@ def handle_tx(v: VhostNet) -> Generator[Effect, None, None]:
                 more = False
                 v.kicked = False
                 yield from queue_work(v.work, KICK_TX)
+        elif other_work:
+            more = False
+            v.kicked = False
+            yield from queue_work(v.work, KICK_TX)
         else:
             if sent == 0 and v.kicked:
                 m.counters.n[count.KICKS_SPURIOUS] += 1
@@ -205,7 +225,15 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
     more = True
     while more:
         row = first(v.tap.frames)
-        if row < 0:
+        other_work = False
+        if row < 0 and v.poll > 0:
+            yield from rx_signal(v)
+            other_work = yield from busy_poll(v, True)
+            row = first(v.tap.frames)
+        if row < 0 and other_work:
+            more = False
+            yield from queue_work(v.work, TAP)
+        elif row < 0:
             # The socket is empty: have its data-ready wake the worker again.
             more = False
             v.tap.polled = True
@@ -228,6 +256,9 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
                 if packets >= v.packet_weight or size >= VHOST_NET_WEIGHT:
                     more = False
                     yield from queue_work(v.work, TAP)
+            elif other_work:
+                more = False
+                yield from queue_work(v.work, TAP)
             else:
                 # No buffers: the tap is left alone until the guest kicks this queue.
                 more = yield from enable_notify(v.rx)
@@ -250,6 +281,71 @@ def rx_signal(v: VhostNet) -> Generator[Effect, None, None]:
             mark(m.table, v.done[i], v.room.milestones.rx_signalled, m.clock.now)
             i += 1
         v.done.clear()
+
+
+# -- busy polling -----------------------------------------------------------------------------------------------
+
+
+def busy_poll(v: VhostNet, for_rx: bool) -> Generator[Effect, None, bool]:
+    """Look at rings, tap and the list of works until there is something or the time is up (vhost_net_busy_poll).
+
+    ``for_rx``: it was the tap that was empty, else the transmit ring. The other queue's notification is off meanwhile,
+    and on again afterwards, or its work is queued. Returns whether other work has come, which goes first.
+    """
+    clock = v.room.machine.clock
+    if for_rx:
+        set_notification(v.tx, False)
+    else:
+        set_notification(v.rx, False)
+    end = clock.now + v.poll
+    v.work.polling = True
+    # Works that were queued while the worker ran have left a notification, which is no news.
+    yield spin(v.work.channel, 0)
+    other_work = new_work(v)
+    more = not other_work and not found(v)
+    while more:
+        v.work.seen = False
+        yield spin(v.work.channel, end - clock.now)
+        other_work = new_work(v)
+        # Nothing seen: the time is up, or another thread wants the CPU (need_resched).
+        more = v.work.seen and not other_work and not found(v) and clock.now < end
+    v.work.polling = False
+    if for_rx:
+        if not empty(v.tx):
+            yield from queue_again(v, KICK_TX)
+        else:
+            late = yield from enable_notify(v.tx)
+            if late:
+                yield from queue_again(v, KICK_TX)
+    elif v.tap.frames.count > 0:
+        if not empty(v.rx):
+            yield from queue_again(v, TAP)
+        else:
+            late = yield from enable_notify(v.rx)
+            if late:
+                yield from queue_again(v, TAP)
+    else:
+        # There are buffers, as a rule, and Linux arms all the same: the next refill kicks.
+        arm_avail_event(v.rx, v.rx.shadow_avail_idx)
+        yield spend(REARM_WINDOW)
+    return other_work
+
+
+def new_work(v: VhostNet) -> bool:
+    """Whether works have been queued since the worker took its list (vhost_has_work)."""
+    return v.work.fifo.count > v.taken
+
+
+def found(v: VhostNet) -> bool:
+    """Whether there is something to send, or to receive and a buffer for it."""
+    return not empty(v.tx) or (v.tap.frames.count > 0 and not empty(v.rx))
+
+
+def queue_again(v: VhostNet, item: int) -> Generator[Effect, None, None]:
+    """The worker queues a work itself (vhost_poll_queue): no kick has."""
+    if item == KICK_TX and not v.work.queued[KICK_TX]:
+        v.kicked = False
+    yield from queue_work(v.work, item)
 
 
 # -- notification -----------------------------------------------------------------------------------------------

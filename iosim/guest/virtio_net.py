@@ -32,7 +32,7 @@ from iosim.host.kvm import Vcpu, eoi_edge, eoi_level, irq_enter, irq_return, kic
 from iosim.host.machine import Machine
 from iosim.host.virtio_net import QemuVirtioNet, virtio_queue_notify
 from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, read_isr, write_to_qemu
-from iosim.host.work import WorkQueue
+from iosim.host.work import WorkQueue, show_poller
 from iosim.requests import mark, mark_past
 from iosim.ring.errors import raise_for
 from iosim.ring.memory import allocate
@@ -240,6 +240,7 @@ def start_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, Non
     d.tx.seg_len[0] = NET_HDR_LEN + d.frame
     raise_for(add(d.tx, 1, 0, buffer))
     mark(m.table, row, d.milestones.available, m.clock.now)
+    yield from show_poller(d.backend)
     if d.tx.num_free < 2 + MAX_SKB_FRAGS:
         d.stopped = True
     if kick_prepare(d.tx):
@@ -459,6 +460,7 @@ def try_fill_recv(d: VirtioNet) -> Generator[Effect, None, None]:
     while d.rx.num_free > 0:
         yield spend(DRIVER_REFILL)
         post(d)
+    yield from show_poller(d.backend)
     if kick_prepare(d.rx):
         yield from vp_notify(d, RX, -1)
     else:

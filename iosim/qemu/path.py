@@ -52,9 +52,9 @@ def network_path(machine: Machine) -> Path:
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
     ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.packed``, ``device.indirect`` (QEMU's
     indirect_desc), ``device.vectors``, ``device.disable_modern``, ``device.ioeventfd``, ``device.tx``,
-    ``device.tx_timer`` (QEMU's x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst), ``device.mitigation``
-    (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``), ``device.queues`` (queue pairs that the
-    guest uses) and ``guest.vcpus`` (those they belong to).
+    ``device.tx_timer`` (QEMU's x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst), ``device.poll_us`` (the
+    tap's poll-us), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``),
+    ``device.queues`` (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong to).
 
     Raises:
         IosimError: iosim has no model of what the machine asks for; says which part, and what there is.
@@ -164,7 +164,9 @@ def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
     elif "x-txburst" in nic.properties:
         notes.append("x-txburst is QEMU's; with vhost the kernel serves the ring")
     if "poll-us" in nic.backend_options and nic.vhost:
-        notes.append("poll-us is not simulated: vhost does not busy-poll here")
+        settings["device.poll_us"] = whole_number(nic.backend_options["poll-us"])
+    if nic.vhost and settings.pop("device.packed", False):
+        notes.append("packed=on has no effect with vhost=on: the kernel's vhost has no packed rings")
     unsimulated = [f"{k}={v}" for k, v in nic.properties.items() if k not in _WITHOUT_NOTE]
     if unsimulated:
         notes.append(f"not simulated: {', '.join(unsimulated)}")

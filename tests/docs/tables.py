@@ -47,6 +47,7 @@ UNITS = {
     "device.ioeventfd": "on, off",
     "device.tx": "name",
     "device.tx_timer": "time",
+    "device.poll_us": "µs",
     "device.indirect": "on, off",
     "device.mitigation": "on, off",
     "device.poll": "on, off",

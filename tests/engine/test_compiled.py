@@ -119,6 +119,8 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
         chosen["device.disable_modern"] = not chosen["device.packed"] and draw(st.booleans())
         if chosen["device.queues"] == 1:
             chosen["device.vectors"] = draw(st.sampled_from([0, 2, 3]))
+        if model == "vhost-net":
+            chosen["device.poll_us"] = draw(st.sampled_from([0, 0, 4, 200]))
         if model == "virtio-net":
             chosen["device.ioeventfd"] = draw(st.booleans())
             chosen["device.tx"] = draw(st.sampled_from(["bh", "timer"]))
@@ -158,6 +160,7 @@ def test_compiled_once_for_a_structure_and_never_for_a_setting(monkeypatch: pyte
         {"device.packed": True},
         {"device.indirect": True},
         {"device.vectors": 3},
+        {"device.poll_us": 50},
         {"device.disable_modern": True},
         {"host.cpus": 2},
         {"host.apicv": True},
