@@ -150,6 +150,9 @@ class VirtioQueues(Settings):
     indirect: Flag = Field(
         False, description="VIRTIO_F_INDIRECT_DESC (indirect_desc): a chain of several buffers takes one descriptor"
     )
+    mrg_rxbuf: Flag = Field(
+        True, description="VIRTIO_NET_F_MRG_RXBUF: receive buffers of one frame, else chains for the largest GSO packet"
+    )
 
 
 class VirtioQueuePairs(VirtioQueues):

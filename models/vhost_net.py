@@ -40,6 +40,7 @@ from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
 from iosim.settings import VirtioQueuePairs, Whole
+from iosim.virtio.net import packet_at
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -246,7 +247,7 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
                 mark(m.table, row, v.room.milestones.rx_seen, m.clock.now)
                 yield spend(VHOST_PACKET)
                 yield from copy_cold(net)
-                m.memory.u64[(v.rx.elem_addr[0] >> 3) + 2] = row
+                m.memory.u64[packet_at(v.rx) >> 3] = row
                 fill(v.rx, head, v.driver.frame, len(v.done))
                 v.done.append(row)
                 if len(v.done) > VHOST_NET_BATCH:
@@ -397,7 +398,7 @@ def main_loop(p: VirtioPci) -> Generator[Effect, None, None]:
 def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
     pairs = settings.queues
-    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect)
+    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, not settings.mrg_rxbuf)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     system = room.system
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
@@ -434,6 +435,7 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
             event_idx=settings.event_idx,
             packed=settings.packed,
             indirect=settings.indirect,
+            big=not settings.mrg_rxbuf,
             frame=workload.frame,
         )
         drivers.append(driver)

@@ -20,6 +20,7 @@ from iosim.host.work import queue_work
 from iosim.requests import mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, empty, pop, push, set_notification, should_notify
+from iosim.virtio.net import packet_at
 
 RX: Final = 0
 TX: Final = 1
@@ -216,7 +217,7 @@ def receive(q: QemuVirtioNet, row: int) -> Generator[Effect, None, None]:
         head = raise_for(pop(q.rx))
         yield spend(QEMU_VIRTIO_PACKET)
         yield from copy_hot(q.network)
-        m.memory.u64[(q.rx.elem_addr[0] >> 3) + 2] = row
+        m.memory.u64[packet_at(q.rx) >> 3] = row
         push(q.rx, head, q.network.frame)
         mark(m.table, row, q.milestones.rx_used, m.clock.now)
         signalled = yield from virtio_notify(q, q.rx, RX)

@@ -31,8 +31,8 @@ _OTHER_ENDS = {
 _WITHOUT_NOTE = frozenset(
     name_list("""
         mac tx rx_queue_size tx_queue_size event_idx indirect_desc x-txburst x-txtimer ioeventfd packed mq vectors
-        disable-modern multifunction bootindex romfile rombar romsize status speed duplex acpi-index mitigation
-        autonegotiation
+        mrg_rxbuf disable-modern multifunction bootindex romfile rombar romsize status speed duplex acpi-index
+        mitigation autonegotiation
     """)
 )
 
@@ -51,7 +51,8 @@ def network_path(machine: Machine) -> Path:
 
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
     ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.packed``, ``device.indirect`` (QEMU's
-    indirect_desc), ``device.vectors``, ``device.disable_modern``, ``device.ioeventfd``, ``device.tx``,
+    indirect_desc), ``device.mrg_rxbuf``, ``device.vectors``, ``device.disable_modern``, ``device.ioeventfd``,
+    ``device.tx``,
     ``device.tx_timer`` (QEMU's x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst), ``device.poll_us`` (the
     tap's poll-us), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``),
     ``device.queues`` (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong to).
@@ -156,6 +157,8 @@ def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
     for name, key in (("event_idx", "event_idx"), ("packed", "packed"), ("indirect_desc", "indirect")):
         if name in nic.properties:
             settings[f"device.{key}"] = _is_on(nic, name, True)
+    if not _is_on(nic, "mrg_rxbuf", True) and _guest_gso(nic):
+        settings["device.mrg_rxbuf"] = False
     if "disable-modern" in nic.properties:
         settings["device.disable_modern"] = _is_on(nic, "disable-modern", False)
     mine = _qemus(nic)
@@ -206,6 +209,12 @@ def _queue_pairs(nic: Nic, notes: list[str], vcpus: int) -> dict[str, object]:
     if used > 1:
         settings.update({"device.queues": used, "guest.vcpus": used})
     return settings
+
+
+def _guest_gso(nic: Nic) -> bool:
+    """Whether the guest may be given GSO packets: offered, and the tap hands their headers on (``virtnet_probe``)."""
+    names = ("guest_tso4", "guest_tso6", "guest_ufo")
+    return nic.vnet_hdr and _is_on(nic, "guest_csum", True) and any(_is_on(nic, name, True) for name in names)
 
 
 def _qemus(nic: Nic) -> dict[str, object]:

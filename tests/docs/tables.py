@@ -49,6 +49,7 @@ UNITS = {
     "device.tx_timer": "time",
     "device.poll_us": "µs",
     "device.indirect": "on, off",
+    "device.mrg_rxbuf": "on, off",
     "device.mitigation": "on, off",
     "device.poll": "on, off",
     "device.tx_descriptors": "descriptors",

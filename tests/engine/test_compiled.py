@@ -115,6 +115,7 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
         chosen["device.indirect"] = draw(st.booleans())
         chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256, 1024]))
         chosen["device.tx_queue_size"] = draw(st.sampled_from([32, 256, 1024]))
+        chosen["device.mrg_rxbuf"] = chosen["device.rx_queue_size"] < 32 or draw(st.booleans())
         chosen["device.queues"] = draw(st.sampled_from([1, 1, 2, 3, 8]))
         chosen["device.disable_modern"] = not chosen["device.packed"] and draw(st.booleans())
         if chosen["device.queues"] == 1:
@@ -161,6 +162,7 @@ def test_compiled_once_for_a_structure_and_never_for_a_setting(monkeypatch: pyte
         {"device.indirect": True},
         {"device.vectors": 3},
         {"device.poll_us": 50},
+        {"device.mrg_rxbuf": False},
         {"device.disable_modern": True},
         {"host.cpus": 2},
         {"host.apicv": True},
