@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from iosim.errors import IosimError, unknown
@@ -146,12 +146,47 @@ class VirtioQueues(Settings):
     rx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the receive queue")
     tx_queue_size: QueueSize = Field(256, ge=2, le=1024, description="descriptors in the transmit queue")
     event_idx: Flag = Field(True, description="VIRTIO_F_EVENT_IDX: suppression by event index, else by flags")
+    packed: Flag = Field(False, description="VIRTIO_F_RING_PACKED: one ring of descriptors, else the split rings")
+    indirect: Flag = Field(
+        False, description="VIRTIO_F_INDIRECT_DESC (indirect_desc): a chain of several buffers takes one descriptor"
+    )
+    mrg_rxbuf: Flag = Field(
+        True, description="VIRTIO_NET_F_MRG_RXBUF: receive buffers of one frame, else chains for the largest GSO packet"
+    )
 
 
 class VirtioQueuePairs(VirtioQueues):
     """The ``device.*`` settings of a virtio NIC that may have several queue pairs."""
 
     queues: Whole = Field(1, ge=1, le=MOST_QUEUE_PAIRS, description="queue pairs (-netdev tap,queues= and mq=on)")
+    vectors: Whole | None = Field(
+        None,
+        ge=0,
+        le=2048,
+        description="MSI-X vectors; two for each pair and two more. Two: all queues share one; fewer: INTx",
+    )
+    disable_modern: Flag = Field(False, description="disable-modern: a legacy device, its registers are ports")
+
+    @property
+    def msix_vectors(self) -> int:
+        """MSI-X vectors of the device, by QEMU's rule where none are given (virtio_net_pci_realize)."""
+        return 2 * self.queues + 2 if self.vectors is None else self.vectors
+
+    @model_validator(mode="after")
+    def _together(self) -> VirtioQueuePairs:
+        if self.queues > 1 and self.msix_vectors < 2 * self.queues + 1:
+            raise PydanticCustomError(
+                "iosim",
+                "{text}",
+                {
+                    "text": f"vectors={self.vectors} for queues={self.queues}, with which all queues share one: that "
+                    f"is not simulated for several pairs; give {2 * self.queues + 1} or more"
+                },
+            )
+        if self.packed and self.disable_modern:
+            text = "packed=on needs VIRTIO_F_VERSION_1, which a device with disable_modern=on does not have"
+            raise PydanticCustomError("iosim", "{text}", {"text": text})
+        return self
 
 
 def check(model: type[Settings], values: Mapping[str, Any], prefix: str, where: str | None = None) -> Any:

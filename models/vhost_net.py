@@ -8,6 +8,9 @@ used ring to an eventfd that KVM turns into the MSI (irqfd), on the worker's thr
 While it works, notification is off; before it sleeps it arms the event index and looks once more. No work item runs
 longer than its weight, so that one queue cannot starve the other.
 
+That takes MSI-X. With INTx the eventfd wakes QEMU's main loop, which raises the line (an ioctl), and the guest's read
+of the ISR register goes out to QEMU.
+
 With several queue pairs each has all of this for itself: rings, a queue of the tap, a worker.
 """
 
@@ -18,23 +21,26 @@ from typing import Final
 
 from pydantic import Field
 
-from iosim.effects import TASK, Effect, spend, wait
+from iosim.effects import TASK, Effect, spend, spin, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit
+from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
 from iosim.host import counters as count
-from iosim.host.costs import REARM_WINDOW, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
+from iosim.host.costs import REARM_WINDOW, SYS_READ, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
 from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
+from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
 from iosim.host.network import TapQueue, copy_cold, tap_transmit
+from iosim.host.virtio_pci import INTX, OWN, VirtioPci, interrupt_mode, virtio_notify_vector
 from iosim.host.work import WorkQueue, queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
 from iosim.settings import VirtioQueuePairs, Whole
+from iosim.virtio.net import packet_at
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -52,6 +58,9 @@ VHOST_NET_WEIGHT: Final = 0x80000
 """Bytes after which a work item gets in line again."""
 VHOST_NET_PKT_WEIGHT: Final = 256
 """Packets after which it does."""
+
+MICROSECOND: Final = 1_000_000
+"""In ps."""
 
 RX_STAGES: Final = {
     "rx_seen": Stage("tap wakes vhost", "back end", WAIT_NOTIFICATION),
@@ -76,6 +85,7 @@ TX_STAGES: Final = {
 class VhostNetSettings(VirtioQueuePairs):
     """``device.*`` of vhost-net."""
 
+    poll_us: Whole = Field(0, ge=0, le=1_000_000, description="poll-us: how long the worker polls before it re-arms")
     packet_weight: Whole = Field(VHOST_NET_PKT_WEIGHT, ge=1, description="packets after which the queues take turns")
 
 
@@ -84,13 +94,19 @@ class VhostNet:
 
     Attributes:
         work: What the worker has to do.
+        guest_notifiers: The call eventfds that QEMU's main loop polls, where there is no MSI-X for irqfd.
         tap: The pair's queue of the tap.
         batch: Rows and heads of the packets copied from the transmit ring that are not yet sent.
         done: Packets written to the guest's buffers that are not yet in the used ring.
         kicked: The transmit work was queued by a kick, not by the worker itself.
+        poll: How long the worker polls (ps); 0: not at all.
+        taken: Works that the worker has taken off its list together and not run yet; they are no news to a poller.
     """
 
-    __slots__ = ("batch", "batch_head", "done", "driver", "kicked", "packet_weight", "room", "rx", "tap", "tx", "work")
+    __slots__ = (
+        "batch", "batch_head", "done", "driver", "guest_notifiers", "kicked", "packet_weight", "poll", "room", "rx",
+        "taken", "tap", "tx", "work",
+    )  # fmt: skip
 
     def __init__(
         self, room: NetworkRoom, tap: TapQueue, work: WorkQueue, driver: VirtioNet, settings: VhostNetSettings
@@ -99,6 +115,7 @@ class VhostNet:
         self.tap = tap
         self.work = work
         self.driver = driver
+        self.guest_notifiers = driver.pci.loop.work
         self.rx = driver.rx_device
         self.tx = driver.tx_device
         self.packet_weight = settings.packet_weight
@@ -106,6 +123,8 @@ class VhostNet:
         self.batch_head: list[int] = []
         self.done: list[int] = []
         self.kicked = True
+        self.poll = settings.poll_us * MICROSECOND
+        self.taken = 0
 
 
 def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
@@ -122,7 +141,10 @@ def vhost_worker(v: VhostNet) -> Generator[Effect, None, None]:
     while True:
         while v.work.fifo.count == 0:
             yield wait(v.work.channel, VHOST_WORKER_WAKEUP)
+        if v.taken == 0:
+            v.taken = v.work.fifo.count
         item = take_work(v.work)
+        v.taken -= 1
         if item == KICK_TX:
             yield from handle_tx(v)
         else:
@@ -141,6 +163,11 @@ def handle_tx(v: VhostNet) -> Generator[Effect, None, None]:
     more = True
     while more:
         head = raise_for(pop(v.tx))
+        other_work = False
+        if head < 0 and v.poll > 0:
+            yield from tx_batch(v)
+            other_work = yield from busy_poll(v, False)
+            head = raise_for(pop(v.tx))
         if head >= 0:
             row = m.memory.u64[(v.tx.elem_addr[0] >> 3) + 2]
             mark(m.table, row, v.room.milestones.tx_seen, m.clock.now)
@@ -156,6 +183,10 @@ def handle_tx(v: VhostNet) -> Generator[Effect, None, None]:
                 more = False
                 v.kicked = False
                 yield from queue_work(v.work, KICK_TX)
+        elif other_work:
+            more = False
+            v.kicked = False
+            yield from queue_work(v.work, KICK_TX)
         else:
             if sent == 0 and v.kicked:
                 m.counters.n[count.KICKS_SPURIOUS] += 1
@@ -195,7 +226,15 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
     more = True
     while more:
         row = first(v.tap.frames)
-        if row < 0:
+        other_work = False
+        if row < 0 and v.poll > 0:
+            yield from rx_signal(v)
+            other_work = yield from busy_poll(v, True)
+            row = first(v.tap.frames)
+        if row < 0 and other_work:
+            more = False
+            yield from queue_work(v.work, TAP)
+        elif row < 0:
             # The socket is empty: have its data-ready wake the worker again.
             more = False
             v.tap.polled = True
@@ -208,7 +247,7 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
                 mark(m.table, row, v.room.milestones.rx_seen, m.clock.now)
                 yield spend(VHOST_PACKET)
                 yield from copy_cold(net)
-                m.memory.u64[(v.rx.elem_addr[0] >> 3) + 2] = row
+                m.memory.u64[packet_at(v.rx) >> 3] = row
                 fill(v.rx, head, v.driver.frame, len(v.done))
                 v.done.append(row)
                 if len(v.done) > VHOST_NET_BATCH:
@@ -218,6 +257,9 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
                 if packets >= v.packet_weight or size >= VHOST_NET_WEIGHT:
                     more = False
                     yield from queue_work(v.work, TAP)
+            elif other_work:
+                more = False
+                yield from queue_work(v.work, TAP)
             else:
                 # No buffers: the tap is left alone until the guest kicks this queue.
                 more = yield from enable_notify(v.rx)
@@ -242,6 +284,71 @@ def rx_signal(v: VhostNet) -> Generator[Effect, None, None]:
         v.done.clear()
 
 
+# -- busy polling -----------------------------------------------------------------------------------------------
+
+
+def busy_poll(v: VhostNet, for_rx: bool) -> Generator[Effect, None, bool]:
+    """Look at rings, tap and the list of works until there is something or the time is up (vhost_net_busy_poll).
+
+    ``for_rx``: it was the tap that was empty, else the transmit ring. The other queue's notification is off meanwhile,
+    and on again afterwards, or its work is queued. Returns whether other work has come, which goes first.
+    """
+    clock = v.room.machine.clock
+    if for_rx:
+        set_notification(v.tx, False)
+    else:
+        set_notification(v.rx, False)
+    end = clock.now + v.poll
+    v.work.polling = True
+    # Works that were queued while the worker ran have left a notification, which is no news.
+    yield spin(v.work.channel, 0)
+    other_work = new_work(v)
+    more = not other_work and not found(v)
+    while more:
+        v.work.seen = False
+        yield spin(v.work.channel, end - clock.now)
+        other_work = new_work(v)
+        # Nothing seen: the time is up, or another thread wants the CPU (need_resched).
+        more = v.work.seen and not other_work and not found(v) and clock.now < end
+    v.work.polling = False
+    if for_rx:
+        if not empty(v.tx):
+            yield from queue_again(v, KICK_TX)
+        else:
+            late = yield from enable_notify(v.tx)
+            if late:
+                yield from queue_again(v, KICK_TX)
+    elif v.tap.frames.count > 0:
+        if not empty(v.rx):
+            yield from queue_again(v, TAP)
+        else:
+            late = yield from enable_notify(v.rx)
+            if late:
+                yield from queue_again(v, TAP)
+    else:
+        # There are buffers, as a rule, and Linux arms all the same: the next refill kicks.
+        arm_avail_event(v.rx, v.rx.shadow_avail_idx)
+        yield spend(REARM_WINDOW)
+    return other_work
+
+
+def new_work(v: VhostNet) -> bool:
+    """Whether works have been queued since the worker took its list (vhost_has_work)."""
+    return v.work.fifo.count > v.taken
+
+
+def found(v: VhostNet) -> bool:
+    """Whether there is something to send, or to receive and a buffer for it."""
+    return not empty(v.tx) or (v.tap.frames.count > 0 and not empty(v.rx))
+
+
+def queue_again(v: VhostNet, item: int) -> Generator[Effect, None, None]:
+    """The worker queues a work itself (vhost_poll_queue): no kick has."""
+    if item == KICK_TX and not v.work.queued[KICK_TX]:
+        v.kicked = False
+    yield from queue_work(v.work, item)
+
+
 # -- notification -----------------------------------------------------------------------------------------------
 
 
@@ -256,41 +363,79 @@ def enable_notify(queue: DeviceQueue) -> Generator[Effect, None, bool]:
 
 
 def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, None, bool]:
-    """Signal the call eventfd if the guest wants an interrupt: irqfd injects it from here; return whether."""
+    """Signal the call eventfd if the guest wants an interrupt, return whether.
+
+    irqfd injects the message from here; without MSI-X the eventfd wakes QEMU's main loop.
+    """
     wanted = should_notify(queue)
     yield spend(VHOST_SIGNAL)
     if wanted:
-        yield from deliver_interrupt(v.driver.vcpu, v.driver.napi + vector)
+        if v.driver.pci.mode == INTX:
+            yield from queue_work(v.guest_notifiers, vector)
+        elif v.driver.pci.mode == OWN:
+            yield from deliver_interrupt(v.driver.vcpu, v.driver.napi + vector)
+        else:
+            yield from deliver_interrupt(v.driver.vcpu, v.driver.napi)
     else:
         v.room.machine.counters.n[count.INTERRUPTS_SUPPRESSED] += 1
     return wanted
 
 
+def main_loop(p: VirtioPci) -> Generator[Effect, None, None]:
+    """QEMU's main loop, with INTx: read the call eventfd, raise the line (virtio_queue_guest_notifier_read)."""
+    yield from lock_iothread(p.loop)
+    while True:
+        yield from main_loop_wait(p.loop)
+        ready = p.loop.work.fifo.count
+        while ready > 0:
+            queue = take_work(p.loop.work)
+            p.machine.counters.n[count.SYS_READ] += 1
+            yield spend(SYS_READ)
+            yield from virtio_notify_vector(p, queue)
+            ready -= 1
+
+
 def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
     pairs = settings.queues
-    buffers = settings.rx_queue_size + settings.tx_queue_size
+    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, not settings.mrg_rxbuf)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     system = room.system
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
+    mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
+    loop = MainLoop(room.machine, items=PAIR, runs=mode == INTX)
     drivers: list[VirtioNet] = []
     for i in range(pairs):
         tap = room.network.tap[i]
         tap.reader = WorkQueue(system, instance("vhost worker", i), items=3)
         tap.reader_item = TAP
+        softnet = softnets[i % vcpus]
+        pci = VirtioPci(
+            room.machine,
+            softnet.vcpu,
+            loop,
+            PAIR * len(softnet.pairs),
+            mode=mode,
+            legacy=settings.disable_modern,
+            ioeventfd=True,
+        )
         driver = VirtioNet(
             room.machine,
-            softnets[i % vcpus],
+            softnet,
             i,
             room.sockets,
             room.sockets[i::pairs],
             room.milestones,
+            pci,
             tap.reader,
             KICK_RX,
             KICK_TX,
             rx_size=settings.rx_queue_size,
             tx_size=settings.tx_queue_size,
             event_idx=settings.event_idx,
+            packed=settings.packed,
+            indirect=settings.indirect,
+            big=not settings.mrg_rxbuf,
             frame=workload.frame,
         )
         drivers.append(driver)
@@ -302,6 +447,8 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
         vhost = VhostNet(room, room.network.tap[i], room.network.tap[i].reader, driver, settings)
         thread = system.thread("vhost" if pairs == 1 else f"vhost-{i}")
         system.process(instance("vhost worker", i), vhost_worker(vhost), thread)
+    if mode == INTX:
+        system.process("qemu main loop", main_loop(drivers[0].pci), loop.thread)
     return room.machine
 
 

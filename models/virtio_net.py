@@ -15,27 +15,26 @@ With several queue pairs each has rings, a bottom half and a queue of the tap fo
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field
 
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit
+from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
 from iosim.host import counters as count
-from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, QEMU_VIRTIO_PACKET, REARM_WINDOW, SYS_IOCTL, SYS_READ, SYS_WRITE
+from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, SYS_READ
 from iosim.host.hosts import Host
-from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
-from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
-from iosim.host.network import TapQueue, copy_cold, copy_hot, tap_read, tap_transmit
+from iosim.host.main_loop import NEVER, MainLoop, lock_iothread, main_loop_wait, timer_due
+from iosim.host.network import copy_cold, tap_read
+from iosim.host.virtio_net import AT_ONCE, QemuVirtioNet, handle_ioeventfd, receive, tx_drain
+from iosim.host.virtio_pci import VirtioPci, interrupt_mode
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
-from iosim.ring.errors import raise_for
-from iosim.ring.queue import DeviceQueue, empty, pop, push, set_notification, should_notify
-from iosim.settings import Flag, VirtioQueuePairs, Whole
+from iosim.settings import Flag, Time, VirtioQueuePairs, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -74,49 +73,28 @@ TX_STAGES: Final = {
 class VirtioNetSettings(VirtioQueuePairs):
     """``device.*`` of virtio-net."""
 
-    tx_burst: Whole = Field(256, ge=1, le=1 << 20, description="x-txburst: packets one bottom half sends")
+    ioeventfd: Flag = Field(
+        True, description="on: KVM turns a kick into an eventfd; off: it is QEMU's, on the vCPU's thread"
+    )
+    tx: Literal["bh", "timer"] = Field("bh", description="what sends after a kick: a bottom half, or a timer")
+    tx_timer: Time = Field(150_000_000, gt=0, description="x-txtimer: what tx=timer waits for more packets")
+    tx_burst: Whole = Field(256, ge=1, le=1 << 20, description="x-txburst: packets sent at a time")
     hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
 
 
-class QemuVirtioNet:
-    """QEMU's back end of one queue pair: the device side of both queues, and what virtio_net keeps beside it.
+class QemuNic:
+    """The NIC in QEMU: its queue pairs, and the main loop that serves them all.
 
     Attributes:
-        tap: The pair's queue of the tap.
-        bh: The bottom half that drains the transmit queue is scheduled.
-        held: A packet that found no buffer (-1: none); the tap is not polled meanwhile.
+        notify_item: What the main loop polls besides: its own eventfd, by which vCPU threads wake it.
     """
 
-    __slots__ = (
-        "bh", "driver", "held", "hub", "loop", "room", "rx", "spurious", "tap", "tx", "tx_burst", "tx_waiting", "vcpu",
-    )  # fmt: skip
-
-    def __init__(
-        self, room: NetworkRoom, tap: TapQueue, loop: MainLoop, driver: VirtioNet, settings: VirtioNetSettings
-    ) -> None:
-        self.room = room
-        self.tap = tap
-        self.loop = loop
-        self.driver = driver
-        self.vcpu = driver.vcpu
-        self.bh = False
-        self.rx = driver.rx_device
-        self.tx = driver.tx_device
-        self.tx_burst = settings.tx_burst
-        self.hub = settings.hub
-        self.tx_waiting = False
-        self.spurious = False
-        self.held = -1
-
-
-class QemuNic:
-    """The NIC in QEMU: its queue pairs, and the main loop that serves them all."""
-
-    __slots__ = ("loop", "pairs")
+    __slots__ = ("loop", "notify_item", "pairs")
 
     def __init__(self, loop: MainLoop, pairs: list[QemuVirtioNet]) -> None:
         self.loop = loop
         self.pairs = pairs
+        self.notify_item = ITEMS * len(pairs)
 
 
 def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
@@ -129,7 +107,7 @@ def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, No
 
 
 def main_loop(nic: QemuNic) -> Generator[Effect, None, None]:
-    """QEMU's main loop: ppoll, bottom halves, then whatever is ready."""
+    """QEMU's main loop: ppoll, bottom halves, then whatever is ready, then timers."""
     yield from lock_iothread(nic.loop)
     while True:
         yield from main_loop_wait(nic.loop)
@@ -139,15 +117,16 @@ def main_loop(nic: QemuNic) -> Generator[Effect, None, None]:
         ready = nic.loop.work.fifo.count
         while ready > 0:
             item = take_work(nic.loop.work)
-            q = nic.pairs[item // ITEMS]
-            source = item % ITEMS
-            if source == TAP:
-                yield from tap_send(q)
-            elif source == KICK_TX:
-                yield from handle_tx_bh(q)
+            if item == nic.notify_item:
+                nic.loop.machine.counters.n[count.SYS_READ] += 1
+                yield spend(SYS_READ)
+            elif item % ITEMS == TAP:
+                yield from tap_send(nic.pairs[item // ITEMS])
             else:
-                yield from handle_rx(q)
+                yield from handle_ioeventfd(nic.pairs[item // ITEMS], item % ITEMS)
             ready -= 1
+        if timer_due(nic.loop):
+            yield from run_timers(nic)
 
 
 def aio_bh_poll(nic: QemuNic) -> Generator[Effect, None, None]:
@@ -157,73 +136,28 @@ def aio_bh_poll(nic: QemuNic) -> Generator[Effect, None, None]:
         q = nic.pairs[i]
         if q.bh:
             q.bh = False
-            yield from tx_bh(q)
+            yield spend(QEMU_BH)
+            yield from tx_drain(q)
         i += 1
 
 
-def schedule_bh(q: QemuVirtioNet) -> None:
-    """qemu_bh_schedule: the next ppoll does not sleep."""
-    q.bh = True
-    q.loop.bh = True
-
-
-# -- transmit ---------------------------------------------------------------------------------------------------
-
-
-def handle_tx_bh(q: QemuVirtioNet) -> Generator[Effect, None, None]:
-    """The transmit queue was kicked: no more notifications for now, and a bottom half to drain it."""
-    q.room.machine.counters.n[count.SYS_READ] += 1
-    yield spend(SYS_READ)
-    if not q.tx_waiting:
-        q.tx_waiting = True
-        q.spurious = True
-        set_notification(q.tx, False)
-        schedule_bh(q)
-
-
-def tx_bh(q: QemuVirtioNet) -> Generator[Effect, None, None]:
-    """Drain the ring; after a full burst come back soon, else turn notification on and look once more."""
-    q.tx_waiting = False
-    yield spend(QEMU_BH)
-    sent = yield from flush_tx(q)
-    if sent == 0 and q.spurious:
-        q.room.machine.counters.n[count.KICKS_SPURIOUS] += 1
-    q.spurious = False
-    if sent < q.tx_burst:
-        set_notification(q.tx, True)
-        yield spend(REARM_WINDOW)
-        sent = yield from flush_tx(q)
-        if sent > 0:
-            set_notification(q.tx, False)
-    if sent > 0:
-        q.tx_waiting = True
-        schedule_bh(q)
-
-
-def flush_tx(q: QemuVirtioNet) -> Generator[Effect, None, int]:
-    """Send what is in the ring, one writev and one notification a packet; return how many."""
-    m = q.room.machine
-    sent = 0
-    head = raise_for(pop(q.tx))
-    while head >= 0:
-        row = m.memory.u64[(q.tx.elem_addr[0] >> 3) + 2]
-        mark(m.table, row, q.room.milestones.tx_seen, m.clock.now)
-        yield spend(QEMU_VIRTIO_PACKET)
-        yield spend(QEMU_NET_QUEUE)
-        if q.hub:
-            yield spend(QEMU_NET_QUEUE)
-        m.counters.n[count.SYS_WRITEV] += 1
-        yield spend(SYS_WRITE)
-        yield from copy_cold(q.room.network)
-        yield from tap_transmit(q.room.network, q.tap, row)
-        mark(m.table, row, q.room.milestones.processed, m.clock.now)
-        push(q.tx, head, 0)
-        yield from virtio_notify(q, q.tx, TX)
-        sent += 1
-        head = -1
-        if sent < q.tx_burst:
-            head = raise_for(pop(q.tx))
-    return sent
+def run_timers(nic: QemuNic) -> Generator[Effect, None, None]:
+    """Call the timers that are due, each at the cost of a bottom half, and set the loop's deadline to the next."""
+    i = 0
+    while i < len(nic.pairs):
+        q = nic.pairs[i]
+        if q.tx_timer != NEVER and q.tx_timer <= nic.loop.machine.clock.now:
+            q.tx_timer = NEVER
+            yield spend(QEMU_BH)
+            yield from tx_drain(q)
+        i += 1
+    nic.loop.deadline = NEVER
+    i = 0
+    while i < len(nic.pairs):
+        timer = nic.pairs[i].tx_timer
+        if timer != NEVER and (nic.loop.deadline == NEVER or timer < nic.loop.deadline):
+            nic.loop.deadline = timer
+        i += 1
 
 
 # -- receive ----------------------------------------------------------------------------------------------------
@@ -231,8 +165,8 @@ def flush_tx(q: QemuVirtioNet) -> Generator[Effect, None, int]:
 
 def tap_send(q: QemuVirtioNet) -> Generator[Effect, None, None]:
     """The tap is readable: read packets until there is no more (EAGAIN), the burst is over or the ring is full."""
-    m = q.room.machine
-    net = q.room.network
+    m = q.machine
+    net = q.network
     packets = 0
     more = q.tap.polled
     while more:
@@ -255,99 +189,73 @@ def tap_send(q: QemuVirtioNet) -> Generator[Effect, None, None]:
 def mark_seen(q: QemuVirtioNet, row: int) -> None:
     """Stamp the moment at which QEMU begins to read a packet from the tap."""
     if row >= 0:
-        mark(q.room.machine.table, row, q.room.milestones.rx_seen, q.room.machine.clock.now)
-
-
-def receive(q: QemuVirtioNet, row: int) -> Generator[Effect, None, None]:
-    """virtio_net_receive: into the next buffer; where there is none, hold the packet and poll the tap no more."""
-    m = q.room.machine
-    some = yield from has_buffers(q)
-    if some:
-        head = raise_for(pop(q.rx))
-        yield spend(QEMU_VIRTIO_PACKET)
-        yield from copy_hot(q.room.network)
-        m.memory.u64[(q.rx.elem_addr[0] >> 3) + 2] = row
-        push(q.rx, head, q.driver.frame)
-        mark(m.table, row, q.room.milestones.rx_used, m.clock.now)
-        signalled = yield from virtio_notify(q, q.rx, RX)
-        if signalled:
-            mark(m.table, row, q.room.milestones.rx_signalled, m.clock.now)
-    else:
-        q.held = row
-        q.tap.polled = False
-
-
-def has_buffers(q: QemuVirtioNet) -> Generator[Effect, None, bool]:
-    """virtio_net_has_buffers: only a ring without buffers asks for a kick when the guest posts some."""
-    some = not empty(q.rx)
-    if not some:
-        set_notification(q.rx, True)
-        yield spend(REARM_WINDOW)
-        some = not empty(q.rx)
-    if some:
-        set_notification(q.rx, False)
-    return some
-
-
-def handle_rx(q: QemuVirtioNet) -> Generator[Effect, None, None]:
-    """The receive queue was kicked: there are buffers again for the packet that waits; poll the tap again."""
-    q.room.machine.counters.n[count.SYS_READ] += 1
-    yield spend(SYS_READ)
-    if q.held >= 0:
-        row = q.held
-        q.held = -1
-        q.tap.polled = True
-        yield from receive(q, row)
-        if q.tap.frames.count > 0 and q.tap.polled:
-            yield from queue_work(q.loop.work, q.tap.reader_item)
-    else:
-        q.room.machine.counters.n[count.KICKS_SPURIOUS] += 1
-
-
-def virtio_notify(q: QemuVirtioNet, queue: DeviceQueue, vector: int) -> Generator[Effect, None, bool]:
-    """Interrupt the guest if it wants it: KVM_SIGNAL_MSI, an ioctl under the big QEMU lock; return whether."""
-    n = q.room.machine.counters.n
-    wanted = should_notify(queue)
-    if wanted:
-        n[count.SYS_IOCTL] += 1
-        yield spend(SYS_IOCTL)
-        yield from deliver_interrupt(q.vcpu, q.driver.napi + vector)
-    else:
-        n[count.INTERRUPTS_SUPPRESSED] += 1
-    return wanted
+        mark(q.machine.table, row, q.milestones.rx_seen, q.machine.clock.now)
 
 
 def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
     pairs = settings.queues
-    buffers = settings.rx_queue_size + settings.tx_queue_size
+    # The hub hands no virtio_net header on: no GSO packets come, and a buffer without mergeable ones is for one frame.
+    big = not settings.mrg_rxbuf and not settings.hub
+    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
-    loop = MainLoop(room.machine, items=ITEMS * pairs)
+    loop = MainLoop(room.machine, items=ITEMS * pairs + 1)
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
+    drivers: list[VirtioNet] = []
     qemu: list[QemuVirtioNet] = []
     for i in range(pairs):
         tap = room.network.tap[i]
         tap.reader = loop.work
         tap.reader_item = ITEMS * i + TAP
+        softnet = softnets[i % vcpus]
+        pci = VirtioPci(
+            room.machine,
+            softnet.vcpu,
+            loop,
+            PAIR * len(softnet.pairs),
+            mode=interrupt_mode(settings.msix_vectors, PAIR * pairs),
+            legacy=settings.disable_modern,
+            ioeventfd=settings.ioeventfd,
+        )
         driver = VirtioNet(
             room.machine,
-            softnets[i % vcpus],
+            softnet,
             i,
             room.sockets,
             room.sockets[i::pairs],
             room.milestones,
+            pci,
             loop.work,
             ITEMS * i + KICK_RX,
             ITEMS * i + KICK_TX,
             rx_size=settings.rx_queue_size,
             tx_size=settings.tx_queue_size,
             event_idx=settings.event_idx,
+            packed=settings.packed,
+            indirect=settings.indirect,
+            big=big,
             frame=workload.frame,
         )
-        qemu.append(QemuVirtioNet(room, tap, loop, driver, settings))
+        device = QemuVirtioNet(
+            room.machine,
+            room.milestones,
+            room.network,
+            tap,
+            loop,
+            ITEMS * pairs,
+            pci,
+            driver.rx_device,
+            driver.tx_device,
+            tx_burst=settings.tx_burst,
+            tx_timeout=settings.tx_timer if settings.tx == "timer" else AT_ONCE,
+            hub=settings.hub,
+        )
+        driver.qemu.append(device)
+        drivers.append(driver)
+        qemu.append(device)
         room.machine.parts[instance("driver", i)] = driver
     for i, a in enumerate(room.applications):
-        process = application(a, qemu[i % pairs].driver)
+        process = application(a, drivers[i % pairs])
         room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(QemuNic(loop, qemu)), loop.thread)
     return room.machine

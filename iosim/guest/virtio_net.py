@@ -27,12 +27,15 @@ from iosim.host.costs import (
     SOFTIRQ_ENTRY,
 )
 from iosim.host.flows import flow_of
-from iosim.host.kvm import Vcpu, eoi_edge, irq_enter, irq_return, kick
+from iosim.host.intx import VECTOR
+from iosim.host.kvm import Vcpu, eoi_edge, eoi_level, irq_enter, irq_return, kick
 from iosim.host.machine import Machine
-from iosim.host.work import WorkQueue
+from iosim.host.virtio_net import QemuVirtioNet, virtio_queue_notify
+from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, read_isr, write_to_qemu
+from iosim.host.work import WorkQueue, show_poller
 from iosim.requests import mark, mark_past
 from iosim.ring.errors import raise_for
-from iosim.ring.memory import allocate
+from iosim.ring.memory import PAGE_SIZE, allocate
 from iosim.ring.queue import (
     DeviceQueue,
     DriverQueue,
@@ -48,7 +51,7 @@ from iosim.ring.queue import (
     poll_delayed,
     vring_interrupt,
 )
-from iosim.virtio.net import NET_HDR_LEN
+from iosim.virtio.net import NET_HDR_LEN, NET_HDR_ROOM
 
 RX: Final = 0
 TX: Final = 1
@@ -62,8 +65,28 @@ NAPI_POLL_WEIGHT: Final = 64
 """Linux: packets one NAPI poll may receive."""
 RX_BUFFER: Final = 1536
 """Bytes of a receive buffer with mergeable buffers: header and one full frame (Linux get_mergeable_buf_len)."""
+BIG_CHAIN: Final = MAX_SKB_FRAGS + 2
+"""Buffers of a receive chain that takes any GSO packet: header, the rest of its page, 17 pages (add_recvbuf_big)."""
+BIG_HEADER: Final = 32
+"""Bytes of the first page before the packet (sizeof(struct padded_vnet_hdr), Linux 6.1)."""
 TX_BUFFER: Final = 2048
 """Bytes kept for a packet to send, header included."""
+
+
+def packet_buffers(rx_size: int, tx_size: int, indirect: bool, big: bool) -> int:
+    """How many packet buffers' worth of guest memory the driver of a queue pair needs, its indirect tables included."""
+    buffers = rx_size + tx_size
+    if big:
+        buffers += (BIG_CHAIN - 1) * PAGE_SIZE // TX_BUFFER * rx_chains(rx_size, indirect, big)
+    if indirect:
+        # At most 32 descriptors of 16 bytes in the table of each (see `new_queue`).
+        buffers += (rx_size + tx_size) * 32 * 16 // TX_BUFFER + 1
+    return buffers
+
+
+def rx_chains(rx_size: int, indirect: bool, big: bool) -> int:
+    """How many packets' buffers a receive queue holds."""
+    return rx_size // BIG_CHAIN if big and not indirect else rx_size
 
 
 class NetMilestones(Protocol):
@@ -111,14 +134,18 @@ class VirtioNet:
         number: The pair's place among the NIC's.
         sockets: The guest's sockets, by flow.
         senders: Those that send by this pair (XPS: those of its vCPU).
-        backend: Where kicks go, with the items that stand for the two queues there.
+        pci: The transport, and whom its vectors interrupt.
+        backend: Where kicks by ioeventfd go, with the items that stand for the two queues there.
         rx_size, tx_size: Queue sizes.
-        event_idx: Whether VIRTIO_F_EVENT_IDX was negotiated.
+        big: Receive buffers are chains of ``BIG_CHAIN``, for GSO packets without mergeable buffers.
+        event_idx, packed, indirect: Whether VIRTIO_F_EVENT_IDX, RING_PACKED and INDIRECT_DESC were negotiated.
         frame: Bytes of a frame.
 
     Attributes:
+        rx_need: Descriptors that one packet's receive buffers take.
         rx, tx: The driver's side of the queues; ``rx_device`` and ``tx_device`` the other.
         napi: The first of its two NAPI instances, and of its two vectors.
+        qemu: QEMU's device, where it serves kicks on the vCPU's thread; else none.
         scheduled: NAPI_STATE_SCHED of the two NAPI instances.
         stopped: The transmit queue is stopped for want of descriptors.
         turn: Which of the senders is woken first when it opens.
@@ -129,9 +156,9 @@ class VirtioNet:
     """
 
     __slots__ = (
-        "backend", "frame", "handler_done", "machine", "milestones", "napi", "rx", "rx_device", "rx_free", "rx_item",
-        "scheduled", "senders", "sockets", "softnet", "stopped", "turn", "tx", "tx_device", "tx_free", "tx_item",
-        "vcpu",
+        "backend", "big", "frame", "handler_done", "machine", "milestones", "napi", "pci", "qemu", "rx", "rx_device",
+        "rx_free", "rx_item", "rx_need", "scheduled", "senders", "sockets", "softnet", "stopped", "turn", "tx",
+        "tx_device", "tx_free", "tx_item", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -142,6 +169,7 @@ class VirtioNet:
         sockets: list[Socket],
         senders: list[Socket],
         milestones: NetMilestones,
+        pci: VirtioPci,
         backend: WorkQueue,
         rx_item: int,
         tx_item: int,
@@ -149,8 +177,17 @@ class VirtioNet:
         rx_size: int,
         tx_size: int,
         event_idx: bool,
+        packed: bool,
+        indirect: bool,
+        big: bool,
         frame: int,
     ) -> None:
+        if big and rx_size < BIG_CHAIN:
+            raise IosimError(
+                f"without mrg_rxbuf a receive buffer is a chain of {BIG_CHAIN} descriptors, which does not fit a queue "
+                f"of {rx_size}; the smallest that does is 32",
+                "device.rx_queue_size",
+            )
         if tx_size < 2 + MAX_SKB_FRAGS:
             raise IosimError(
                 f"a chain of {2 + MAX_SKB_FRAGS} descriptors, the longest a packet may need, does not fit a queue of "
@@ -163,7 +200,9 @@ class VirtioNet:
         self.sockets = sockets
         self.senders = senders
         self.milestones = milestones
-        self.napi = PAIR * len(softnet.pairs)
+        self.napi = pci.first
+        self.pci = pci
+        self.qemu: list[QemuVirtioNet] = []
         self.backend = backend
         self.rx_item = rx_item
         self.tx_item = tx_item
@@ -172,19 +211,32 @@ class VirtioNet:
         self.tx: DriverQueue
         self.rx_device: DeviceQueue
         self.tx_device: DeviceQueue
-        self.rx, self.rx_device = new_queue(machine.memory, rx_size, event_idx)
-        self.tx, self.tx_device = new_queue(machine.memory, tx_size, event_idx)
-        self.rx_free = [allocate(machine.memory, RX_BUFFER, 64) for _ in range(rx_size)]
+        self.rx, self.rx_device = new_queue(
+            machine.memory, rx_size, event_idx, packed=packed, indirect=indirect
+        )
+        self.tx, self.tx_device = new_queue(
+            machine.memory, tx_size, event_idx, packed=packed, indirect=indirect
+        )
+        self.big = big
+        # Descriptors that a packet's buffers take in the ring.
+        self.rx_need = BIG_CHAIN if big and not indirect else 1
+        size, align = ((BIG_CHAIN - 1) * PAGE_SIZE, PAGE_SIZE) if big else (RX_BUFFER, 64)
+        self.rx_free = [
+            allocate(machine.memory, size, align) for _ in range(rx_chains(rx_size, indirect, big))
+        ]
         self.tx_free = [allocate(machine.memory, TX_BUFFER, 64) for _ in range(tx_size)]
         self.scheduled = [False, False]
         self.stopped = False
         self.turn = 0
         self.handler_done = [0, 0]
         softnet.pairs.append(self)
-        self.vcpu.handler(instance("skb_recv_done", number), skb_recv_done(self))
-        self.vcpu.handler(instance("skb_xmit_done", number), skb_xmit_done(self))
+        if pci.mode == OWN:
+            self.vcpu.handler(instance("skb_recv_done", number), skb_recv_done(self))
+            self.vcpu.handler(instance("skb_xmit_done", number), skb_xmit_done(self))
+        else:
+            self.vcpu.handler(instance("vp_interrupt", number), vp_interrupt(self))
         # The probe, before time 0: every receive buffer is posted.
-        while self.rx.num_free > 0:
+        while self.rx.num_free >= self.rx_need:
             post(self)
         kick_prepare(self.rx)
 
@@ -214,12 +266,32 @@ def start_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, Non
     d.tx.seg_len[0] = NET_HDR_LEN + d.frame
     raise_for(add(d.tx, 1, 0, buffer))
     mark(m.table, row, d.milestones.available, m.clock.now)
+    yield from show_poller(d.backend)
     if d.tx.num_free < 2 + MAX_SKB_FRAGS:
         d.stopped = True
     if kick_prepare(d.tx):
-        yield from kick(d.vcpu, d.backend, d.tx_item, row, d.milestones.kicked)
+        yield from vp_notify(d, TX, row)
     else:
         m.counters.n[count.KICKS_SUPPRESSED] += 1
+
+
+def vp_notify(d: VirtioNet, queue: int, row: int) -> Generator[Effect, None, None]:
+    """The notify write: KVM signals the back end, or QEMU serves the queue on this thread.
+
+    ``row`` (-1: none) is the packet on whose behalf it is.
+    """
+    if d.pci.ioeventfd:
+        item = d.rx_item
+        if queue == TX:
+            item = d.tx_item
+        yield from kick(d.vcpu, d.backend, item, row, d.milestones.kicked, d.pci.legacy)
+    else:
+        d.machine.counters.n[count.KICKS] += 1
+        yield from write_to_qemu(d.pci)
+        if row >= 0:
+            mark(d.machine.table, row, d.milestones.kicked, d.machine.clock.now)
+        yield from virtio_queue_notify(d.qemu[0], queue)
+        yield from back_to_guest(d.pci, False)
 
 
 def clean_tx(d: VirtioNet) -> Generator[Effect, None, None]:
@@ -284,6 +356,34 @@ def skb_xmit_done(d: VirtioNet) -> Generator[Effect, None, None]:
         else:
             d.machine.counters.n[count.INTERRUPTS_SPURIOUS] += 1
         d.handler_done[TX] = d.machine.clock.now
+        yield from irq_return(d.vcpu)
+
+
+def vp_interrupt(d: VirtioNet) -> Generator[Effect, None, None]:
+    """One interrupt for both queues: a vector that they share, or the INTx line, whose cause is read first.
+
+    Linux vp_interrupt and vp_vring_interrupt. The end of a level-triggered interrupt comes after the handler.
+    """
+    while True:
+        yield from irq_enter(d.vcpu, d.napi)
+        mine = True
+        if d.pci.mode != INTX:
+            yield from eoi_edge(d.vcpu)
+        yield spend(DRIVER_IRQ)
+        if d.pci.mode == INTX:
+            mine = yield from read_isr(d.pci)
+        news = False
+        if mine and vring_interrupt(d.rx):
+            news = True
+            yield from napi_schedule(d, d.rx, RX)
+        if mine and vring_interrupt(d.tx):
+            news = True
+            yield from napi_schedule(d, d.tx, TX)
+        if not news:
+            d.machine.counters.n[count.INTERRUPTS_SPURIOUS] += 1
+        if d.pci.mode == INTX:
+            yield from eoi_level(d.vcpu, VECTOR)
+        d.handler_done[RX] = d.machine.clock.now
         yield from irq_return(d.vcpu)
 
 
@@ -364,7 +464,7 @@ def napi_complete(d: VirtioNet, queue: DriverQueue, napi: int) -> Generator[Effe
 def receive_buf(d: VirtioNet, buffer: int) -> Generator[Effect, None, None]:
     """Take one received packet from its buffer and carry it up the stack."""
     m = d.machine
-    row = m.memory.u64[(buffer >> 3) + 2]
+    row = m.memory.u64[(packet_in(d, buffer) >> 3)]
     mark_past(m.table, row, d.milestones.irq, d.vcpu.handler_began[d.napi + RX])
     mark_past(m.table, row, d.milestones.handled, d.handler_done[RX])
     mark(m.table, row, d.milestones.taken, m.clock.now)
@@ -373,20 +473,38 @@ def receive_buf(d: VirtioNet, buffer: int) -> Generator[Effect, None, None]:
     yield from deliver(d.sockets[flow_of(m.flows, row)], row, d.vcpu)
 
 
+def packet_in(d: VirtioNet, buffer: int) -> int:
+    """Where in its buffer a received packet begins, on 8 bytes."""
+    at = buffer + NET_HDR_ROOM
+    if d.big:
+        at = buffer + BIG_HEADER
+    return at
+
+
 def post(d: VirtioNet) -> None:
-    """Make one receive buffer available."""
+    """Make the buffers of one packet available: one for a frame, or a chain for the largest GSO packet."""
     buffer = d.rx_free.pop()
     d.rx.seg_addr[0] = buffer
-    d.rx.seg_len[0] = RX_BUFFER
-    raise_for(add(d.rx, 0, 1, buffer))
+    if d.big:
+        d.rx.seg_len[0] = NET_HDR_LEN
+        d.rx.seg_addr[1] = buffer + BIG_HEADER
+        d.rx.seg_len[1] = PAGE_SIZE - BIG_HEADER
+        for i in range(2, BIG_CHAIN):
+            d.rx.seg_addr[i] = buffer + (i - 1) * PAGE_SIZE
+            d.rx.seg_len[i] = PAGE_SIZE
+        raise_for(add(d.rx, 0, BIG_CHAIN, buffer))
+    else:
+        d.rx.seg_len[0] = RX_BUFFER
+        raise_for(add(d.rx, 0, 1, buffer))
 
 
 def try_fill_recv(d: VirtioNet) -> Generator[Effect, None, None]:
-    """Post a buffer for every free descriptor, then kick; the device asks for that only where it ran dry."""
-    while d.rx.num_free > 0:
+    """Post buffers while descriptors are free, then kick; the device asks for that only where it ran dry."""
+    while d.rx.num_free >= d.rx_need:
         yield spend(DRIVER_REFILL)
         post(d)
+    yield from show_poller(d.backend)
     if kick_prepare(d.rx):
-        yield from kick(d.vcpu, d.backend, d.rx_item, -1, -1)
+        yield from vp_notify(d, RX, -1)
     else:
         d.machine.counters.n[count.KICKS_SUPPRESSED] += 1

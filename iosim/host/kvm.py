@@ -149,15 +149,22 @@ def vm_entry(v: Vcpu) -> Generator[Effect, None, None]:
     yield enter_guest()
 
 
-def kick(v: Vcpu, queue: WorkQueue, item: int, row: int, milestone: int) -> Generator[Effect, None, None]:
+def kick(
+    v: Vcpu, queue: WorkQueue, item: int, row: int, milestone: int, port: bool = False
+) -> Generator[Effect, None, None]:
     """A notify write to an ioeventfd: KVM signals the back end in the exit; the thread stays in the kernel.
 
-    ``row`` (-1: none) is the request on whose behalf it is, stamped with ``milestone`` at the signal.
+    ``row`` (-1: none) is the request on whose behalf it is, stamped with ``milestone`` at the signal. ``port``: the
+    register is a port, as a legacy device's.
     """
     n = v.machine.counters.n
     n[count.KICKS] += 1
-    n[count.MMIO_WRITE] += 1
-    yield from vm_exit(v, count.EXIT_EPT_MISCONFIG)
+    if port:
+        n[count.PIO_WRITE] += 1
+        yield from vm_exit(v, count.EXIT_IO_INSTRUCTION)
+    else:
+        n[count.MMIO_WRITE] += 1
+        yield from vm_exit(v, count.EXIT_EPT_MISCONFIG)
     yield spend(KVM_IOEVENTFD)
     if row >= 0:
         mark(v.machine.table, row, milestone, v.machine.clock.now)

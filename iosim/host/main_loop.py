@@ -24,6 +24,7 @@ class MainLoop:
     Args:
         machine: The machine.
         items: How many file descriptors it polls.
+        runs: It has something to do on this path, and so a thread here; otherwise only its lock is used.
 
     Attributes:
         bql: The big QEMU lock.
@@ -35,9 +36,9 @@ class MainLoop:
 
     __slots__ = ("bh", "bql", "deadline", "machine", "sleeping", "thread", "work")
 
-    def __init__(self, machine: Machine, items: int) -> None:
+    def __init__(self, machine: Machine, items: int, runs: bool = True) -> None:
         self.machine = machine
-        self.thread = machine.system.thread("qemu-main")
+        self.thread = machine.system.thread("qemu-main") if runs else -1
         self.bql = machine.system.lock("big QEMU lock")
         self.work = WorkQueue(machine.system, "qemu main loop", items)
         self.bh = False

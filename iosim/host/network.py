@@ -23,7 +23,7 @@ from iosim.host.costs import (
 )
 from iosim.host.flows import flow_hash, flow_of, reciprocal_scale
 from iosim.host.machine import Machine
-from iosim.host.work import WorkQueue, queue_work
+from iosim.host.work import WorkQueue, queue_work, show_poller
 from iosim.requests import mark
 from iosim.window import drop
 
@@ -206,6 +206,8 @@ def host_softirq(net: Network) -> Generator[Effect, None, None]:
                 mark(m.table, row, net.milestones.tap_queued, m.clock.now)
                 if tap.polled:
                     yield from queue_work(tap.reader, tap.reader_item)
+                else:
+                    yield from show_poller(tap.reader)
             else:
                 yield from drop(m.window, row)
         net.irq_pending = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from iosim.errors import IosimError
+from iosim.host.virtio_pci import OWN, interrupt_mode
 from iosim.qemu.machine import Machine, Nic
 from iosim.qemu.name_list import name_list
 from iosim.qemu.options import FALSE, TRUE, whole_number
@@ -29,8 +30,9 @@ _OTHER_ENDS = {
 #: virtio-net properties with no bearing on the path, or that a setting carries.
 _WITHOUT_NOTE = frozenset(
     name_list("""
-        mac tx rx_queue_size tx_queue_size event_idx x-txburst ioeventfd packed mq vectors multifunction
-        bootindex romfile rombar romsize status speed duplex acpi-index mitigation autonegotiation
+        mac tx rx_queue_size tx_queue_size event_idx indirect_desc x-txburst x-txtimer ioeventfd packed mq vectors
+        mrg_rxbuf disable-modern multifunction bootindex romfile rombar romsize status speed duplex acpi-index
+        mitigation autonegotiation
     """)
 )
 
@@ -48,8 +50,11 @@ def network_path(machine: Machine) -> Path:
     """Say which model simulates the machine's network, with which settings.
 
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
-    ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.tx_burst`` (packets; QEMU's
-    x-txburst), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``),
+    ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.packed``, ``device.indirect`` (QEMU's
+    indirect_desc), ``device.mrg_rxbuf``, ``device.vectors``, ``device.disable_modern``, ``device.ioeventfd``,
+    ``device.tx``,
+    ``device.tx_timer`` (QEMU's x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst), ``device.poll_us`` (the
+    tap's poll-us), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``),
     ``device.queues`` (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong to).
 
     Raises:
@@ -144,21 +149,27 @@ def _asks_vhost(nic: Nic) -> bool:
 
 def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
     _check_backend(nic)
-    _refuse(nic)
     notes = [*_hub_notes(nic), *notes]
     settings = _queue_pairs(nic, notes, vcpus)
     for name in ("rx_queue_size", "tx_queue_size"):
         if name in nic.properties:
             settings[f"device.{name}"] = whole_number(nic.properties[name])
-    if "event_idx" in nic.properties:
-        settings["device.event_idx"] = _is_on(nic, "event_idx", True)
-    if "x-txburst" in nic.properties:
-        if nic.vhost:
-            notes.append("x-txburst is QEMU's; with vhost the kernel serves the ring")
-        else:
-            settings["device.tx_burst"] = whole_number(nic.properties["x-txburst"])
+    for name, key in (("event_idx", "event_idx"), ("packed", "packed"), ("indirect_desc", "indirect")):
+        if name in nic.properties:
+            settings[f"device.{key}"] = _is_on(nic, name, True)
+    if not _is_on(nic, "mrg_rxbuf", True) and _guest_gso(nic):
+        settings["device.mrg_rxbuf"] = False
+    if "disable-modern" in nic.properties:
+        settings["device.disable_modern"] = _is_on(nic, "disable-modern", False)
+    mine = _qemus(nic)
+    if not nic.vhost:
+        settings.update(mine)
+    elif "x-txburst" in nic.properties:
+        notes.append("x-txburst is QEMU's; with vhost the kernel serves the ring")
     if "poll-us" in nic.backend_options and nic.vhost:
-        notes.append("poll-us is not simulated: vhost does not busy-poll here")
+        settings["device.poll_us"] = whole_number(nic.backend_options["poll-us"])
+    if nic.vhost and settings.pop("device.packed", False):
+        notes.append("packed=on has no effect with vhost=on: the kernel's vhost has no packed rings")
     unsimulated = [f"{k}={v}" for k, v in nic.properties.items() if k not in _WITHOUT_NOTE]
     if unsimulated:
         notes.append(f"not simulated: {', '.join(unsimulated)}")
@@ -169,21 +180,25 @@ def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
 
 def _queue_pairs(nic: Nic, notes: list[str], vcpus: int) -> dict[str, object]:
     """Return the settings for the queue pairs that the guest uses: as many as it has vCPUs (``virtnet_probe``)."""
-    if nic.queues == 1:
-        return {}
-    if not _is_on(nic, "mq", False):
+    pairs = nic.queues
+    if pairs > 1 and not _is_on(nic, "mq", False):
         notes.append(f"the tap has {nic.queues} queues, and without mq=on the guest uses one")
-        return {}
-    # vp_find_vqs: a vector for changes of the configuration and one a queue, or else one for all queues together. The
-    # control queue has no callback. QEMU's own default (since 5.2) is one more than that.
-    vectors = whole_number(nic.properties.get("vectors", "")) or 2 * nic.queues + 2
-    if vectors < 2 * nic.queues + 1:
-        raise IosimError(
-            f"iosim cannot simulate vectors={vectors} for {nic.queues} queue pairs, with which all queues share one; "
-            f"it simulates one for each, as vectors={2 * nic.queues + 2} gives",
-            nic.where,
-        )
-    used = min(nic.queues, vcpus)
+        pairs = 1
+    used = min(pairs, vcpus)
+    settings: dict[str, object] = {}
+    # QEMU's own default (since 5.2) is one more than the guest can use: the control queue has no callback.
+    given = whole_number(nic.properties.get("vectors", ""))
+    vectors = 2 * pairs + 2 if given is None else given
+    if interrupt_mode(vectors, 2 * pairs) != OWN:
+        if used > 1:
+            raise IosimError(
+                f"iosim cannot simulate vectors={vectors} for {pairs} queue pairs, with which all queues share one; "
+                f"it simulates one for each, as vectors={2 * pairs + 2} gives",
+                nic.where,
+            )
+        settings["device.vectors"] = min(vectors, 2)
+    if pairs == 1:
+        return settings
     if used > MOST_QUEUE_PAIRS:
         raise IosimError(f"iosim cannot simulate {used} queue pairs; it simulates up to {MOST_QUEUE_PAIRS}", nic.where)
     if used < nic.queues:
@@ -191,25 +206,30 @@ def _queue_pairs(nic: Nic, notes: list[str], vcpus: int) -> dict[str, object]:
         notes.append(f"the guest has {has} (-smp) and uses as many of the {nic.queues} queue pairs")
     elif used < vcpus:
         notes.append(f"of the guest's {vcpus} vCPUs those are simulated that the {used} queue pairs belong to")
-    return {} if used == 1 else {"device.queues": used, "guest.vcpus": used}
+    if used > 1:
+        settings.update({"device.queues": used, "guest.vcpus": used})
+    return settings
 
 
-def _refuse(nic: Nic) -> None:
-    """Refuse the virtio-net properties that change the path into one iosim has no model of."""
-    if _is_on(nic, "packed", False):
-        raise IosimError("iosim cannot simulate packed=on in a path yet; it simulates split rings", nic.where)
-    if not _is_on(nic, "ioeventfd", True):
-        raise IosimError(
-            "iosim cannot simulate ioeventfd=off: each kick would go through QEMU on the vCPU's thread; "
-            "it simulates ioeventfd=on",
-            nic.where,
-        )
-    if whole_number(nic.properties.get("vectors", "3")) == 0:
-        raise IosimError(
-            "iosim cannot simulate vectors=0 (INTx for a virtio NIC); it simulates MSI-X", nic.where
-        )
-    if nic.properties.get("tx") == "timer":
-        raise IosimError("iosim cannot simulate tx=timer; it simulates tx=bh", nic.where)
+def _guest_gso(nic: Nic) -> bool:
+    """Whether the guest may be given GSO packets: offered, and the tap hands their headers on (``virtnet_probe``)."""
+    names = ("guest_tso4", "guest_tso6", "guest_ufo")
+    return nic.vnet_hdr and _is_on(nic, "guest_csum", True) and any(_is_on(nic, name, True) for name in names)
+
+
+def _qemus(nic: Nic) -> dict[str, object]:
+    """Return the settings of QEMU's own back end, which vhost does not have: sending, and ioeventfd."""
+    settings: dict[str, object] = {}
+    if "x-txburst" in nic.properties:
+        settings["device.tx_burst"] = whole_number(nic.properties["x-txburst"])
+    if "ioeventfd" in nic.properties:
+        settings["device.ioeventfd"] = _is_on(nic, "ioeventfd", True)
+    if "tx" in nic.properties:
+        # virtio_net_device_realize: anything but "timer" is taken for "bh".
+        settings["device.tx"] = "timer" if nic.properties["tx"] == "timer" else "bh"
+    if "x-txtimer" in nic.properties:
+        settings["device.tx_timer"] = f"{whole_number(nic.properties['x-txtimer'])}ns"
+    return settings
 
 
 def _is_on(nic: Nic, name: str, default: bool) -> bool:

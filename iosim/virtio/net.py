@@ -17,12 +17,15 @@ import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from iosim.ring.device_queue import DeviceQueue
 from iosim.virtio.errors import FormatError
 
 #: Bytes of `struct virtio_net_hdr_v1`, which a device that follows virtio 1.0 or later always has (5.1.6).
 NET_HDR_LEN: Final = 12
 #: Bytes of the header of a legacy device without MRG_RXBUF, which lacks `num_buffers` (5.1.6.1).
 NET_HDR_LEN_LEGACY: Final = 10
+#: The header's bytes, filled up to a multiple of 8: where a packet that follows it in the same buffer begins.
+NET_HDR_ROOM: Final = 16
 
 #: `flags`: the checksum is incomplete; `csum_start` and `csum_offset` tell where it belongs.
 VIRTIO_NET_HDR_F_NEEDS_CSUM: Final = 1
@@ -245,3 +248,14 @@ def complete_checksum(packet: bytes, header: NetHdr) -> bytes:
     # In UDP zero stands for "none", so that the other zero of ones' complement is sent.
     value = (~total & 0xFFFF) or 0xFFFF
     return packet[:place] + struct.pack(">H", value) + packet[place + 2 :]
+
+
+def packet_at(q: DeviceQueue) -> int:
+    """Where the packet goes in the chain that was popped last: behind its header, or in the buffer after that.
+
+    Source: virtio 1.2, 5.1.6.4 (any framing); Linux posts the header alone in chains for GSO packets.
+    """
+    at = q.elem_addr[0] + NET_HDR_ROOM
+    if q.elem_len[0] <= NET_HDR_LEN:
+        at = q.elem_addr[1]
+    return at

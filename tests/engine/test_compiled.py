@@ -111,9 +111,22 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
     else:
         # From the longest chain a packet may need up to 1024.
         chosen["device.event_idx"] = draw(st.booleans())
+        chosen["device.packed"] = draw(st.booleans())
+        chosen["device.indirect"] = draw(st.booleans())
         chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256, 1024]))
         chosen["device.tx_queue_size"] = draw(st.sampled_from([32, 256, 1024]))
+        chosen["device.mrg_rxbuf"] = chosen["device.rx_queue_size"] < 32 or draw(st.booleans())
         chosen["device.queues"] = draw(st.sampled_from([1, 1, 2, 3, 8]))
+        chosen["device.disable_modern"] = not chosen["device.packed"] and draw(st.booleans())
+        if chosen["device.queues"] == 1:
+            chosen["device.vectors"] = draw(st.sampled_from([0, 2, 3]))
+        if model == "vhost-net":
+            chosen["device.poll_us"] = draw(st.sampled_from([0, 0, 4, 200]))
+        if model == "virtio-net":
+            chosen["device.ioeventfd"] = draw(st.booleans())
+            chosen["device.tx"] = draw(st.sampled_from(["bh", "timer"]))
+            chosen["device.tx_timer"] = draw(st.sampled_from(["1us", "150us"]))
+            chosen["device.tx_burst"] = draw(st.sampled_from([1, 5, 256]))
         chosen["guest.vcpus"] = min(chosen["device.queues"], draw(st.sampled_from([1, 2, 8])))
         chosen["workload.flows"] = chosen["device.queues"] + draw(st.sampled_from([0, 0, 1, 5]))
     return workload, chosen
@@ -145,6 +158,12 @@ def test_compiled_once_for_a_structure_and_never_for_a_setting(monkeypatch: pyte
         {"workload.think_time": "7us"},
         {"device.tx_queue_size": 1024},
         {"device.event_idx": False},
+        {"device.packed": True},
+        {"device.indirect": True},
+        {"device.vectors": 3},
+        {"device.poll_us": 50},
+        {"device.mrg_rxbuf": False},
+        {"device.disable_modern": True},
         {"host.cpus": 2},
         {"host.apicv": True},
         {"host.constant": True},

@@ -189,3 +189,55 @@ def test_a_setting_changes_a_costs_rate_and_its_base() -> None:
     rate = 60 * 500 - COLD
     assert latency("vhost-net", **{"host.costs.copy_cold": "0.5ns/byte"}) - base == 2 * rate
     assert latency("vhost-net", **{"host.costs.copy_cold": "1us + 0.5ns/byte"}) - base == 2 * (rate + 1_000_000)
+
+
+# -- the same NIC with other notifications ------------------------------------------------------------------------
+
+FROM_GUEST = ps(HOST, "sys_sendmsg guest_stack_tx rearm_window driver_xmit") + HOT_1
+REGISTER = f"{ACCESS} qemu_nic_register"
+READ_ISR = f"{REGISTER} {LINE} mmio_read_result {BACK}"
+BY_QEMU = ps(HOST, "thread_wakeup sys_ppoll sys_read qemu_net_queue qemu_virtio_packet") + COLD + HOT
+FLUSH_TX = ps(HOST, "qemu_bh qemu_virtio_packet qemu_net_queue sys_write") + COLD
+
+
+def virtio_net(**settings: object) -> int:
+    return latency("virtio-net", **{f"device.{name}": value for name, value in settings.items()})
+
+
+def test_virtio_net_without_ioeventfd() -> None:
+    """The vCPU's thread schedules the bottom half, and wakes the main loop by its eventfd; one ppoll is enough."""
+    receive = BY_QEMU + ps(HOST, "sys_ioctl irq_injection") + VIRTIO_RECEIVE
+    send = FROM_GUEST + ps(HOST, f"{REGISTER} eventfd_write thread_wakeup sys_ppoll") + FLUSH_TX
+    assert virtio_net(ioeventfd=False) == TO_TAP + receive + send + FROM_TAP
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_virtio_net_with_intx(legacy: bool) -> None:
+    """The handler goes out to QEMU to read ISR, which lowers the line, and the end of the interrupt exits."""
+    read = READ_ISR
+    if legacy:
+        read = f"vm_exit kvm_pio_return qemu_dispatch qemu_nic_register {LINE} mmio_read_result kvm_pio_enter vm_entry"
+    receive = BY_QEMU + ps(HOST, LINE) + VIRTIO_RECEIVE + ps(HOST, f"{read} vm_exit kvm_eoi vm_entry")
+    send = VIRTIO_SEND + ps(HOST, "thread_wakeup sys_ppoll sys_read sys_ppoll") + FLUSH_TX
+    assert virtio_net(vectors=0, disable_modern=legacy) == TO_TAP + receive + send + FROM_TAP
+
+
+def test_virtio_net_with_a_timer() -> None:
+    """The kick sets the timer, and the main loop sleeps until it fires: exactly that, a wake-up and ppoll more."""
+    later = virtio_net(tx="timer", tx_timer="40us") - virtio_net(tx="bh")
+    assert later == 40_000_000 + ps(HOST, "thread_wakeup")
+
+
+def test_vhost_net_with_intx() -> None:
+    """The call eventfd wakes QEMU's main loop, which raises the line."""
+    receive = ps(HOST, f"vhost_worker_wakeup vhost_packet vhost_signal thread_wakeup sys_ppoll sys_read {LINE}") + COLD
+    handler = VIRTIO_RECEIVE + ps(HOST, f"{READ_ISR} vm_exit kvm_eoi vm_entry")
+    send = VIRTIO_SEND + ps(HOST, "vhost_worker_wakeup vhost_packet rearm_window") + COLD
+    assert latency("vhost-net", **{"device.vectors": 0}) == TO_TAP + receive + handler + send + FROM_TAP
+
+
+@pytest.mark.parametrize("model", ["virtio-net", "vhost-net"])
+@pytest.mark.parametrize("other", ["packed", "indirect", "disable_modern"])
+def test_what_costs_nothing_at_depth_one(model: str, other: str) -> None:
+    """A packed ring, indirect tables for chains of one buffer, ports in place of memory: the same steps."""
+    assert latency(model, **{f"device.{other}": True}) == latency(model)

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 from importlib import resources
+from typing import ClassVar
 
 import pytest
 
@@ -126,6 +127,77 @@ class TestRoundTripOfE1000:
         result = iosim.simulate("e1000", requests=200, settings={"workload.peer_delay": "1ms"})
         assert accesses(result) == 12
         assert result.per_request("interrupts").value == 2
+
+
+VIRTIO_CONFIGS: dict[str, dict[str, object]] = {
+    "virtio-net": {},
+    "virtio-net_noevidx": {"device.event_idx": False},
+    "virtio-net_packed": {"device.packed": True},
+    "virtio-net_legacy_intx": {"device.disable_modern": True, "device.vectors": 0},
+}
+# Whether a sent packet's completion and the reply share an interrupt is a question of time: see TestRoundTripByOneLine.
+TIMED = ("virtio-net_legacy_intx", "rr_1B")
+"""What was measured, and the settings that say the same."""
+
+
+@pytest.mark.parametrize("ioeventfd", [True, False])
+@pytest.mark.parametrize(
+    ("config", "workload"),
+    [
+        (config, workload)
+        for config in VIRTIO_CONFIGS
+        for workload in ("utx_18B_paced3ms", "urx_18B_paced5ms", "rr_1B")
+        if (config, workload) != TIMED
+    ],
+)
+@pytest.mark.parametrize("model", ["virtio-net", "vhost-net"])
+def test_virtio_net_as_measured(model: str, config: str, workload: str, ioeventfd: bool) -> None:
+    """Accesses by kind, kicks and interrupts; the guest's timer, which paces what it sends, is one interrupt more."""
+    row = ROWS[config, workload]
+    kind, paced_by = {"utx": ("tx", PACED_TX), "urx": ("rx", PACED_RX), "rr_": ("rr", {})}[workload[:3]]
+    settings = {**paced_by, **VIRTIO_CONFIGS[config]}
+    if model == "virtio-net":
+        settings["device.ioeventfd"] = ioeventfd
+    result = iosim.simulate(model, workload=kind, requests=100, settings=settings)
+    for access in ("pio_read", "pio_write", "mmio_read", "mmio_write"):
+        column = access.replace("read", "r_per").replace("write", "w_per")
+        assert result.per_request(f"register_accesses.{access}").value == float(row[column]), access
+    assert result.kicks_per_request.value == float(row["kick_writes_per"])
+    timer = 1 if kind == "tx" else 0
+    assert result.per_request("interrupts").value == pytest.approx(float(row["irq_messages_per"]) + timer, abs=0.03)
+    # What goes out to QEMU: reads of ISR, and kicks that no ioeventfd catches.
+    to_qemu = float(row["pio_r_per"])
+    if model == "virtio-net" and not ioeventfd:
+        to_qemu += float(row["kick_writes_per"])
+    assert result.per_request("userspace_exits").value == to_qemu
+
+
+class TestRoundTripByOneLine:
+    """Both ends of the table for INTx: one interrupt serves completion and reply (2 accesses), or two do (3)."""
+
+    LEGACY: ClassVar[dict[str, object]] = VIRTIO_CONFIGS["virtio-net_legacy_intx"]
+
+    @pytest.mark.parametrize("model", ["virtio-net", "vhost-net"])
+    def test_handler_has_finished_when_the_reply_comes(self, model: str) -> None:
+        result = iosim.simulate(model, requests=200, settings=self.LEGACY)
+        assert accesses(result) == 3
+        assert result.per_request("interrupts").value == 2
+
+    @pytest.mark.parametrize("model", ["virtio-net", "vhost-net"])
+    def test_reply_is_there_before_the_handler_looks(self, model: str) -> None:
+        row = ROWS[TIMED]
+        result = iosim.simulate(model, requests=200, settings={**self.LEGACY, **AT_ONCE})
+        assert accesses(result) == pytest.approx(float(row["accesses_per"]), abs=0.1)
+        assert result.per_request("interrupts").value == pytest.approx(float(row["irq_handled_per"]), abs=0.1)
+
+
+@pytest.mark.parametrize("model", ["virtio-net", "vhost-net"])
+def test_one_vector_for_both_queues_needs_no_register(model: str) -> None:
+    """Two vectors (vp_find_vqs_msix): the handler looks at both queues, and a message that finds nothing is counted."""
+    result = iosim.simulate(model, requests=200, settings={"device.vectors": 2})
+    assert accesses(result) == 1
+    assert result.per_request("interrupts").value == 2
+    assert result.per_request("userspace_exits").value == 0
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
