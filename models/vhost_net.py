@@ -8,8 +8,10 @@ used ring to an eventfd that KVM turns into the MSI (irqfd), on the worker's thr
 While it works, notification is off; before it sleeps it arms the event index and looks once more. No work item runs
 longer than its weight, so that one queue cannot starve the other.
 
-That takes MSI-X. With INTx the eventfd wakes QEMU's main loop, which raises the line (an ioctl), and the guest's read
-of the ISR register goes out to QEMU.
+irqfd takes MSI-X. With INTx the call eventfd wakes QEMU's main loop, which raises the line (an ioctl), and the guest's
+read of the ISR register goes out to QEMU.
+
+With poll-us the worker polls rings and tap for a while before it re-arms.
 
 With several queue pairs each has all of this for itself: rings, a queue of the tap, a worker.
 """

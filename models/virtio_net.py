@@ -9,6 +9,10 @@ and looks once more, for what came in between.
 Receiving. The tap becomes readable, ppoll returns, and QEMU reads packets until there is no more: each is copied into
 a buffer that the guest has posted, pushed to the used ring, and announced by an ioctl.
 
+Without an ioeventfd QEMU takes the kick itself, on the vCPU's thread (`iosim.host.virtio_net.virtio_queue_notify`);
+what sends is the bottom half all the same, or a timer. Without MSI-X the interrupt is a line
+(`iosim.host.virtio_pci`).
+
 With several queue pairs each has rings, a bottom half and a queue of the tap for itself; but there is one main loop.
 """
 

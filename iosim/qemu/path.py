@@ -52,10 +52,10 @@ def network_path(machine: Machine) -> Path:
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
     ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.packed``, ``device.indirect`` (QEMU's
     indirect_desc), ``device.mrg_rxbuf``, ``device.vectors``, ``device.disable_modern``, ``device.ioeventfd``,
-    ``device.tx``,
-    ``device.tx_timer`` (QEMU's x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst), ``device.poll_us`` (the
-    tap's poll-us), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``),
-    ``device.queues`` (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong to).
+    ``device.tx``, ``device.tx_timer`` (QEMU's x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst),
+    ``device.poll_us`` (the tap's poll-us), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub``
+    (joined by ``-net``), ``device.queues`` (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong
+    to).
 
     Raises:
         IosimError: iosim has no model of what the machine asks for; says which part, and what there is.
