@@ -42,6 +42,7 @@ UNITS = {
     "device.mmio": "on, off",
     "device.event_idx": "on, off",
     "device.mitigation": "on, off",
+    "device.interrupts": "name",
     "device.poll": "on, off",
     "device.tx_descriptors": "descriptors",
     "device.rx_descriptors": "descriptors",
