@@ -339,7 +339,7 @@ class SimpyEngine:
             if self._latched[a]:
                 self._latched[a] = False
                 return False
-            if b <= 0 or self._queue:
+            if b <= 0 or (self._queue and not c):
                 return False
             context.remaining = b
             context.spinning = a

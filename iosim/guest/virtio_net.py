@@ -29,7 +29,7 @@ from iosim.host.costs import (
 from iosim.host.flows import flow_of
 from iosim.host.kvm import Vcpu, eoi_edge, irq_enter, irq_return, kick
 from iosim.host.machine import Machine
-from iosim.host.work import WorkQueue
+from iosim.host.work import WorkQueue, show_poller
 from iosim.requests import mark, mark_past
 from iosim.ring.errors import raise_for
 from iosim.ring.memory import allocate
@@ -214,6 +214,7 @@ def start_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, Non
     d.tx.seg_len[0] = NET_HDR_LEN + d.frame
     raise_for(add(d.tx, 1, 0, buffer))
     mark(m.table, row, d.milestones.available, m.clock.now)
+    yield from show_poller(d.backend)
     if d.tx.num_free < 2 + MAX_SKB_FRAGS:
         d.stopped = True
     if kick_prepare(d.tx):

@@ -66,6 +66,8 @@ QEMU_PIO_ITEM: Final = _cost("qemu_pio_item", "QEMU: find the port again for eac
 QEMU_NET_QUEUE: Final = _cost("qemu_net_queue", "QEMU: hand a packet from net client to net client")
 VHOST_PACKET: Final = _cost("vhost_packet", "vhost: get, map and return one packet's descriptors")
 VHOST_SIGNAL: Final = _cost("vhost_signal", "vhost: check used_event and signal the call eventfd")
+PMD_VHOST: Final = _cost("pmd_vhost", "DPDK's vhost library: one packet's descriptors, copy not included")
+PMD_NIC: Final = _cost("pmd_nic", "DPDK's driver of the NIC: one frame received or sent")
 
 # The host's network
 TAP_WRITE: Final = _cost("tap_write", "tun_get_user: allocate the skb, hand it to the host's stack")

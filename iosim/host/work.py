@@ -20,14 +20,20 @@ class WorkQueue:
         system: Where the channel is made.
         name: The channel's name.
         items: How many sources there are.
+
+    Attributes:
+        polling: The thread polls at present, and sees whatever is put into its rings and sockets without being told.
+        seen: Something was, since it began to.
     """
 
-    __slots__ = ("channel", "fifo", "queued")
+    __slots__ = ("channel", "fifo", "polling", "queued", "seen")
 
     def __init__(self, system: System, name: str, items: int) -> None:
         self.channel = system.channel(name)
         self.queued = [False] * items
         self.fifo = Fifo(items)
+        self.polling = False
+        self.seen = False
 
 
 def queue_work(q: WorkQueue, item: int) -> Generator[Effect, None, None]:
@@ -35,6 +41,13 @@ def queue_work(q: WorkQueue, item: int) -> Generator[Effect, None, None]:
     if not q.queued[item]:
         q.queued[item] = True
         put(q.fifo, item)
+        yield notify(q.channel)
+
+
+def show_poller(q: WorkQueue) -> Generator[Effect, None, None]:
+    """Something was put into a ring or a socket of the thread: it sees it at once if it polls, else not at all."""
+    if q.polling:
+        q.seen = True
         yield notify(q.channel)
 
 

@@ -50,6 +50,7 @@ UNITS = {
     "device.rx_queue_size": "descriptors",
     "device.queue_size": "descriptors",
     "device.tx_burst": "packets",
+    "device.burst": "packets",
     "device.packet_weight": "packets",
     "device.kp": "items",
     "device.kc": "items",
@@ -66,6 +67,8 @@ PROPERTIES = {
     "timeslice": ("time", "after which a thread hands a shared CPU to another of its priority"),
     "wire_rate": ("bit rate", "of the wire between host and client"),
     "wire_propagation": ("time", "from one end of the wire to the other, switch included"),
+    "nic_dma": ("time", "from a frame's last bit until it is in memory, for who polls the NIC's ring"),
+    "pmd_poll": ("time", "one iteration of a poll-mode driver's loop that finds nothing; at least 1 ns"),
     "tap_queue": ("frames", "that the tap's queue towards the guest holds (`tx_queue_len`)"),
 }
 

@@ -21,7 +21,7 @@ code = pytest.importorskip("iosim.engine.compiled.code")
 
 NICS = ("ne2k_pci", "rtl8139", "pcnet", "i82551")
 PHYSICAL = ("bare-metal", "vfio")
-PATHS = ("e1000", "virtio-net", "vhost-net", *PHYSICAL, *NICS)
+PATHS = ("e1000", "virtio-net", "vhost-net", "vhost-user", *PHYSICAL, *NICS)
 
 
 def both(model: str, workload: str | None, chosen: dict[str, Any]) -> list[iosim.Result]:
@@ -111,6 +111,11 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
         chosen["device.rx_descriptors"] = draw(st.sampled_from([64, 512]))
         if model == "vfio" and chosen["host.apicv"]:
             chosen["device.interrupts"] = draw(st.sampled_from(["remapped", "posted"]))
+    elif model == "vhost-user":
+        chosen["device.event_idx"] = draw(st.booleans())
+        chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256]))
+        chosen["device.burst"] = draw(st.sampled_from([1, 32]))
+        chosen["host.pmd_poll"] = draw(st.sampled_from(["1ns", "50ns", "3us"]))
     elif model in NICS:
         chosen["device.hub"] = draw(st.booleans())
     else:

@@ -17,7 +17,7 @@ from iosim.specification import specify
 
 PATHS = ("e1000", "virtio-net", "vhost-net")
 PHYSICAL = ("bare-metal", "vfio")
-EVERY = (*PATHS, *PHYSICAL, "ne2k_pci", "rtl8139", "pcnet", "i82551", "i82557b", "i82559er")
+EVERY = (*PATHS, *PHYSICAL, "vhost-user", "ne2k_pci", "rtl8139", "pcnet", "i82551", "i82557b", "i82559er")
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,11 @@ def any_run(draw: st.DrawFn) -> tuple[str, str, dict[str, object]]:
         chosen["device.rx_descriptors"] = draw(st.sampled_from([64, 512]))
         if model == "vfio" and chosen["host.apicv"]:
             chosen["device.interrupts"] = draw(st.sampled_from(["remapped", "posted"]))
+    elif model == "vhost-user":
+        chosen["device.event_idx"] = draw(st.booleans())
+        chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256]))
+        chosen["device.burst"] = draw(st.sampled_from([1, 32]))
+        chosen["host.timeslice"] = draw(st.sampled_from(["20us", "3ms"]))
     elif model not in PATHS:
         chosen["device.hub"] = draw(st.booleans())
     else:

@@ -381,12 +381,12 @@ def perform_level(core: Core, context: int, value: int, _1: int, _2: int) -> boo
     return checkpoint(core, context)
 
 
-def perform_spin(core: Core, context: int, channel: int, limit: int, _1: int) -> bool:
-    """`effects.spin`."""
+def perform_spin(core: Core, context: int, channel: int, limit: int, keeps: int) -> bool:
+    """`effects.spin` and `effects.busy_poll`."""
     if core.latched[channel]:
         core.latched[channel] = False
         return False
-    if limit <= 0 or core.queue_length > 0:
+    if limit <= 0 or (core.queue_length > 0 and keeps == 0):
         return False
     core.remaining[context] = limit
     core.spinning[context] = channel
