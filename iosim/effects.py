@@ -70,6 +70,14 @@ def spin(channel: int, limit: int) -> Effect:
     return (SPIN, channel, limit, 0)
 
 
+def busy_poll(channel: int, limit: int) -> Effect:
+    """As `spin`, by a thread that keeps its CPU whoever waits for it, until the scheduler takes it away.
+
+    It may end early all the same, as another thread gets in line or the CPU is taken away: poll again.
+    """
+    return (SPIN, channel, limit, 1)
+
+
 def sleep_until(time: int) -> Effect:
     """Continue at ``time`` (ps); at once if that is past. For load generators and hardware timers."""
     return (SLEEP_UNTIL, time, 0, 0)

@@ -140,6 +140,13 @@ class GuestSettings(Settings):
     vcpus: Whole | None = Field(None, ge=1, description="vCPUs (-smp), no more than queue pairs; one for each pair")
 
 
+class NicDescriptors(Settings):
+    """The ``device.*`` settings of a physical NIC (IXGBE_DEFAULT_TXD, IXGBE_DEFAULT_RXD; from 64 to 4096)."""
+
+    tx_descriptors: Whole = Field(512, ge=64, le=4096, description="descriptors in the NIC's transmit ring")
+    rx_descriptors: Whole = Field(512, ge=64, le=4096, description="descriptors in the NIC's receive ring")
+
+
 class VirtioQueues(Settings):
     """The ``device.*`` settings that every virtio NIC has, whatever serves its queues."""
 

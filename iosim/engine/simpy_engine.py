@@ -356,7 +356,7 @@ class SimpyEngine:
             if self._latched[a]:
                 self._latched[a] = False
                 return False
-            if b <= 0 or (self._queue and (thread is None or self._wanted(thread.cpu))):
+            if b <= 0 or (not c and self._queue and (thread is None or self._wanted(thread.cpu))):
                 return False
             context.remaining = b
             context.spinning = a

@@ -39,6 +39,8 @@ IRQ_INJECTION: Final = _cost("irq_injection", "KVM: route a message or line to t
 VCPU_WAKEUP: Final = _cost("vcpu_wakeup", "wake a vCPU thread that sleeps in HLT, on an idle CPU")
 
 # Threads and system calls of the host
+CPU_IDLE_EXIT: Final = _cost("cpu_idle_exit", "an interrupt ends the HLT of an idle CPU of the host")
+HOST_VECTOR: Final = _cost("host_vector", "a host interrupt served by VFIO's or KVM's own handler, entry to exit")
 VHOST_WORKER_WAKEUP: Final = _cost("vhost_worker_wakeup", "wake the vhost worker on its CPU")
 THREAD_WAKEUP: Final = _cost("thread_wakeup", "wake a thread that sleeps on another CPU")
 CONTEXT_SWITCH: Final = _cost("context_switch", "direct switch of a CPU from one thread to another")
@@ -64,15 +66,17 @@ QEMU_PIO_ITEM: Final = _cost("qemu_pio_item", "QEMU: find the port again for eac
 QEMU_NET_QUEUE: Final = _cost("qemu_net_queue", "QEMU: hand a packet from net client to net client")
 VHOST_PACKET: Final = _cost("vhost_packet", "vhost: get, map and return one packet's descriptors")
 VHOST_SIGNAL: Final = _cost("vhost_signal", "vhost: check used_event and signal the call eventfd")
+PMD_VHOST: Final = _cost("pmd_vhost", "DPDK's vhost library: one packet's descriptors, copy not included")
+PMD_NIC: Final = _cost("pmd_nic", "DPDK's driver of the NIC: one frame received or sent")
 
 # The host's network
 TAP_WRITE: Final = _cost("tap_write", "tun_get_user: allocate the skb, hand it to the host's stack")
 TAP_QUEUE: Final = _cost("tap_queue", "tun_net_xmit: put an skb into the tap's queue and wake its reader")
 BRIDGE: Final = _cost("bridge", "look up the port and forward one frame")
-NIC_TX: Final = _cost("nic_tx", "host NIC driver: one frame to the hardware")
+NIC_TX: Final = _cost("nic_tx", "physical NIC's driver: one frame to the hardware")
 NIC_RX_DELAY: Final = _cost("nic_rx_delay", "host NIC: DMA and interrupt delay of a received frame")
 HOST_IRQ: Final = _cost("host_irq", "host NIC's interrupt handler and softirq entry")
-HOST_RECEIVE: Final = _cost("host_receive", "host NIC driver's NAPI: one frame into the host's stack")
+HOST_RECEIVE: Final = _cost("host_receive", "physical NIC's driver, NAPI: one frame to the stack")
 WIRE: Final = _cost("wire", "serialization of a frame on the wire")
 
 # The guest kernel

@@ -113,6 +113,8 @@ PROPERTY_PARSERS: Final = {
     "timeslice": "time",
     "wire_rate": "rate",
     "wire_propagation": "time",
+    "nic_dma": "time",
+    "pmd_poll": "time",
     "tap_queue": "count",
 }
 
@@ -128,6 +130,8 @@ PROPERTY_MEANINGS: Final = {
     "timeslice": "time after which a thread hands a shared CPU on",
     "wire_rate": "bit rate of the wire between host and client",
     "wire_propagation": "delay of the wire",
+    "nic_dma": "from a frame's last bit until a poller of the NIC's ring can see it",
+    "pmd_poll": "one iteration of a poll-mode driver's loop in which it finds nothing",
     "tap_queue": "packets the tap's queue holds before it drops",
 }
 LOAD_MEANINGS: Final = {

@@ -26,6 +26,7 @@ from iosim.effects import (
 from iosim.engine.system import instance
 from iosim.host import counters as count
 from iosim.host.costs import (
+    CPU_IDLE_EXIT,
     IRQ_ENTRY,
     IRQ_INJECTION,
     KVM_EOI,
@@ -59,9 +60,11 @@ class Vcpu:
         apicv: Posted interrupts and virtual APIC registers.
         pv_eoi: The guest may skip the exit for the EOI of an edge-triggered interrupt.
         halt_poll_max, grow, grow_start, shrink: KVM's module parameters halt_poll_ns* (times in ps).
+        native: No vCPU but a CPU of the host, on which the same kernel runs without KVM: nothing exits.
 
     Attributes:
         mode: ``IN_GUEST``, ``OUTSIDE`` or ``HALTED``.
+        asleep: Its thread sleeps, halted, and polls no more.
         idling: The guest's idle task has it, so that who makes a task of it ready must interrupt it.
         irr: One flag a vector: requested, not yet delivered.
         pending: How many flags of ``irr`` are set.
@@ -76,9 +79,9 @@ class Vcpu:
     """
 
     __slots__ = (
-        "apicv", "grow", "grow_start", "halt_poll", "halt_poll_max", "handler_began", "handlers", "idling", "ipi",
-        "irq", "irr", "line", "machine", "masked", "mode", "number", "pending", "pv_eoi", "remote_irr", "reschedule",
-        "shrink", "thread", "wake",
+        "apicv", "asleep", "grow", "grow_start", "halt_poll", "halt_poll_max", "handler_began", "handlers",
+        "idling", "ipi", "irq", "irr", "line", "machine", "masked", "mode", "native", "number", "pending", "pv_eoi",
+        "remote_irr", "reschedule", "shrink", "thread", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -94,13 +97,15 @@ class Vcpu:
         grow: int,
         grow_start: int,
         shrink: int,
+        native: bool = False,
     ) -> None:
         self.machine = machine
-        name = f"vcpu{number}"
+        name = f"cpu{number}" if native else f"vcpu{number}"
         self.number = number
         self.reschedule = reschedule
         self.thread = machine.system.thread(name)
         self.mode = IN_GUEST
+        self.asleep = False
         self.idling = False
         self.irr = [False] * vectors
         self.pending = 0
@@ -112,15 +117,22 @@ class Vcpu:
         self.irq = [machine.system.channel(f"{name} vector {i}") for i in range(vectors)]
         self.wake = machine.system.channel(f"{name} wake")
         self.ipi = machine.system.channel(f"{name} ipi")
-        self.apicv = apicv
+        # A local APIC of one's own: every interrupt is taken as it comes, the EOI is a write to a register.
+        self.apicv = apicv or native
+        self.native = native
         self.pv_eoi = pv_eoi
         self.halt_poll_max = halt_poll_max
         self.halt_poll = 0
         self.grow = grow
         self.grow_start = grow_start
         self.shrink = shrink
-        machine.system.process(instance("kvm idle", number), idle(self), self.thread, IDLE)
-        machine.system.process(instance("kvm ipi", number), external_interrupt(self), self.thread, HOST_INTERRUPT)
+        if native:
+            machine.system.process(instance("cpu idle", number), native_idle(self), self.thread, IDLE)
+            name = instance("cpu interrupt", number)
+            machine.system.process(name, native_interrupt(self), self.thread, HOST_INTERRUPT)
+        else:
+            machine.system.process(instance("kvm idle", number), idle(self), self.thread, IDLE)
+            machine.system.process(instance("kvm ipi", number), external_interrupt(self), self.thread, HOST_INTERRUPT)
         if reschedule >= 0:
             self.handler(instance("reschedule interrupt", number), reschedule_interrupt(self))
 
@@ -176,13 +188,19 @@ def kick(
 
 
 def deliver_interrupt(v: Vcpu, vector: int) -> Generator[Effect, None, None]:
-    """Set a vector's request in the APIC and make the vCPU look, from any thread (kvm_apic_set_irq)."""
-    yield spend(IRQ_INJECTION)
+    """Set a vector's request in the APIC and make the vCPU look, from any thread (kvm_apic_set_irq).
+
+    A CPU of the host has its APIC in hardware: it takes what comes at once.
+    """
+    if not v.native:
+        yield spend(IRQ_INJECTION)
     if set_pending(v, vector):
         if v.mode == HALTED:
             yield notify(v.wake)
         elif v.mode == IN_GUEST:
-            if v.apicv:
+            if v.native:
+                yield notify(v.ipi)
+            elif v.apicv:
                 yield notify_after(v.ipi, POSTED_INTERRUPT)
             else:
                 yield notify_after(v.ipi, RESCHEDULE_IPI)
@@ -279,10 +297,11 @@ def eoi_level(v: Vcpu, vector: int) -> Generator[Effect, None, None]:
 
 
 def arm_timer(v: Vcpu) -> Generator[Effect, None, None]:
-    """The guest sets its APIC timer (IA32_TSC_DEADLINE): an exit."""
-    yield from vm_exit(v, count.EXIT_MSR_WRITE)
-    yield spend(KVM_TSC_DEADLINE)
-    yield from vm_entry(v)
+    """The guest sets its APIC timer (IA32_TSC_DEADLINE): an exit; on a CPU of the host the write and no more."""
+    if not v.native:
+        yield from vm_exit(v, count.EXIT_MSR_WRITE)
+        yield spend(KVM_TSC_DEADLINE)
+        yield from vm_entry(v)
 
 
 # -- from one vCPU to another -----------------------------------------------------------------------------------
@@ -324,7 +343,9 @@ def idle(v: Vcpu) -> Generator[Effect, None, None]:
             yield spin(v.wake, v.halt_poll)
             polled = v.pending > 0
         while v.pending == 0:
+            v.asleep = True
             yield wait(v.wake, VCPU_WAKEUP)
+        v.asleep = False
         v.mode = OUTSIDE
         if polled:
             v.machine.counters.n[count.POLLED_HALTS] += 1
@@ -345,3 +366,26 @@ def adapt_halt_poll(v: Vcpu, halted: int) -> None:
                 v.halt_poll = 0
         elif v.halt_poll < v.halt_poll_max and halted < v.halt_poll_max and v.grow > 0:
             v.halt_poll = min(max(v.halt_poll * v.grow, v.grow_start), v.halt_poll_max)
+
+
+# -- the same kernel without KVM --------------------------------------------------------------------------------
+
+
+def native_idle(v: Vcpu) -> Generator[Effect, None, None]:
+    """The idle loop of a CPU of the host: HLT, which nobody sees but the CPU, until an interrupt."""
+    while True:
+        v.idling = True
+        v.mode = HALTED
+        while v.pending == 0:
+            yield wait(v.wake, CPU_IDLE_EXIT)
+        v.mode = IN_GUEST
+        v.idling = False
+        yield from inject_pending(v)
+
+
+def native_interrupt(v: Vcpu) -> Generator[Effect, None, None]:
+    """An interrupt reaches a CPU of the host that is at work: through its IDT, without anybody between."""
+    while True:
+        yield wait(v.ipi)
+        if v.mode == IN_GUEST:
+            yield from inject_pending(v)

@@ -77,6 +77,7 @@ class Network:
         propagation: ps from one end of the wire to the other.
         tap_limit: Frames each queue of the tap holds.
         queues: Queues of the tap.
+        bypass: The NIC is not the host kernel's: there is nothing but the wire, and who has the NIC serves its ends.
 
     Attributes:
         tap: The tap's queues.
@@ -101,6 +102,7 @@ class Network:
         propagation: int,
         tap_limit: int,
         queues: int = 1,
+        bypass: bool = False,
     ) -> None:
         system: System = machine.system
         self.machine = machine
@@ -122,10 +124,12 @@ class Network:
         self.rx_ring = Fifo(RX_RING)
         self.irq = system.channel("host NIC interrupt")
         self.irq_pending = False
-        self.softirq = system.thread("host-softirq", priority=1)
-        system.process("host NIC transmit", nic_transmit(self))
-        system.process("host NIC receive", nic_receive(self))
-        system.process("host softirq", host_softirq(self), self.softirq, SOFTIRQ)
+        self.softirq = -1
+        if not bypass:
+            self.softirq = system.thread("host-softirq", priority=1)
+            system.process("host NIC transmit", nic_transmit(self))
+            system.process("host NIC receive", nic_receive(self))
+            system.process("host softirq", host_softirq(self), self.softirq, SOFTIRQ)
 
 
 def copy_cold(net: Network) -> Generator[Effect, None, None]:
@@ -160,16 +164,20 @@ def automq(net: Network, tap: TapQueue, row: int) -> None:
 
 def nic_transmit(net: Network) -> Generator[Effect, None, None]:
     """The host's NIC: frames leave one after the other."""
-    m = net.machine
     while True:
         while net.nic_tx.count == 0:
             yield wait(net.nic)
-        row = take_first(net.nic_tx)
-        yield spend(WIRE, net.wire_bytes)
-        mark(m.table, row, net.milestones.on_wire, m.clock.now)
-        put(net.to_client, row)
-        put(net.to_client_at, m.clock.now + net.propagation)
-        yield notify(net.client)
+        yield from put_on_wire(net, take_first(net.nic_tx))
+
+
+def put_on_wire(net: Network, row: int) -> Generator[Effect, None, None]:
+    """A NIC sends a frame, bit by bit."""
+    m = net.machine
+    yield spend(WIRE, net.wire_bytes)
+    mark(m.table, row, net.milestones.on_wire, m.clock.now)
+    put(net.to_client, row)
+    put(net.to_client_at, m.clock.now + net.propagation)
+    yield notify(net.client)
 
 
 def nic_receive(net: Network) -> Generator[Effect, None, None]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from iosim.errors import IosimError
 from iosim.host.virtio_pci import OWN, interrupt_mode
-from iosim.qemu.machine import Machine, Nic
+from iosim.qemu.machine import Machine, Nic, PciDevice
 from iosim.qemu.name_list import name_list
 from iosim.qemu.options import FALSE, TRUE, whole_number
 from iosim.settings import MOST_QUEUE_PAIRS
@@ -19,11 +19,13 @@ _EMULATED = {
         name_list("i82550 i82557a i82557c i82558a i82558b i82559a i82559b i82559c i82562 i82801"), "i82551"
     ),
 }
-_MODELS = "there is ne2k_pci, i82551, i82557b, i82559er, rtl8139, e1000, pcnet, virtio-net, vhost-net"
+#: Devices of the host that are passed through.
+_VFIO = ("vfio-pci", "vfio-pci-nohotplug")
+_MODELS = "there is ne2k_pci, i82551, i82557b, i82559er, rtl8139, e1000, pcnet, virtio-net, vhost-net, vhost-user, vfio"
 #: Back ends whose far end is something other than a tap: what becomes of the packets.
 _OTHER_ENDS = {
     "user": "packets end in QEMU's own TCP/IP stack (slirp), not at a NIC of the host",
-    "vhost-user": "the rings are served by a process that iosim knows nothing about",
+    "vhost-user": "it serves virtqueues, so only virtio NICs have it",
     "vhost-vdpa": "the rings are served by hardware",
     "none": "the NIC has no back end",
 }
@@ -60,11 +62,18 @@ def network_path(machine: Machine) -> Path:
     Raises:
         IosimError: iosim has no model of what the machine asks for; says which part, and what there is.
     """
-    nic = _only_nic(machine)
     notes = _disk_notes(machine)
+    passed = [device for device in machine.others if device.model in _VFIO]
+    if passed and not machine.nics:
+        return _vfio(machine, passed, notes)
+    if passed:
+        notes = [_not_the_nic(machine, passed[0]), *notes]
+    nic = _only_nic(machine)
     found = None
     if nic.model in _EMULATED:
         found = _emulated(nic, notes)
+    elif nic.is_virtio and nic.backend == "vhost-user":
+        found = _vhost_user(nic, notes, machine.vcpus)
     elif nic.is_virtio:
         found = _virtio(nic, notes, machine.vcpus)
     if found is not None:
@@ -72,6 +81,48 @@ def network_path(machine: Machine) -> Path:
             found.settings["device.hub"] = True
         return found
     raise IosimError(f"no model of the {nic.model} yet; {_MODELS}", nic.where)
+
+
+def _vfio(machine: Machine, passed: list[PciDevice], notes: list[str]) -> Path:
+    if len(passed) > 1:
+        raise IosimError(
+            f"this passes {len(passed)} devices through (vfio-pci), and iosim cannot tell which is the NIC; it "
+            "simulates one",
+            f"{machine.source}:{passed[1].line}",
+        )
+    remarks = [
+        f"{passed[0].model} is taken for a NIC of the host",
+        "interrupts go through the host; where it has VT-d posted interrupts: host.apicv=on device.interrupts=posted",
+    ]
+    return Path("vfio", {}, [*remarks, *notes])
+
+
+def _vhost_user(nic: Nic, notes: list[str], vcpus: int) -> Path:
+    _refuse(nic)
+    used = _queue_pairs(nic, notes, vcpus).get("device.queues", 1)
+    if used != 1:
+        raise IosimError(f"iosim cannot simulate {used} queue pairs of vhost-user; it simulates one", nic.where)
+    settings: dict[str, object] = {}
+    for name in ("rx_queue_size", "tx_queue_size"):
+        if name in nic.properties:
+            settings[f"device.{name}"] = whole_number(nic.properties[name])
+    if "event_idx" in nic.properties:
+        settings["device.event_idx"] = _is_on(nic, "event_idx", True)
+    unsimulated = [f"{k}={v}" for k, v in nic.properties.items() if k not in _WITHOUT_NOTE]
+    if unsimulated:
+        notes.append(f"not simulated: {', '.join(unsimulated)}")
+    return Path("vhost-user", settings, ["the process behind the socket is taken to poll, as DPDK does", *notes])
+
+
+def _not_the_nic(machine: Machine, passed: PciDevice) -> str:
+    """Say that a device passed through is left out; where the NIC is only QEMU's default one, refuse to guess."""
+    if machine.nics[0].line == 0:
+        raise IosimError(
+            f"this passes a device through ({passed.slot} {passed.model}) beside the NIC that QEMU adds by default "
+            f"({machine.nics[0].model}); if it is the NIC, -nic none leaves out the other",
+            f"{machine.source}:{passed.line}",
+        )
+    return f"{passed.model} at {passed.slot} is left out; the NIC is the {machine.nics[0].model}"
 
 
 def _only_nic(machine: Machine) -> Nic:

@@ -40,6 +40,8 @@ class NetworkRoom:
         buffers: Packet buffers that the guest's driver allocates for a queue pair.
         pairs: Queue pairs of the guest's NIC.
         vcpus: vCPUs of the guest, no more than pairs.
+        bypass: The NIC is not the host kernel's: no tap, no bridge, none of the host's softirq.
+        native: No guest: driver and application run on the host's own CPUs.
 
     Attributes:
         vcpus, sockets, applications: By number of the vCPU or the flow.
@@ -56,12 +58,15 @@ class NetworkRoom:
         buffers: int,
         pairs: int = 1,
         vcpus: int = 1,
+        *,
+        bypass: bool = False,
+        native: bool = False,
     ) -> None:
         p = host.properties
         self.host = host
         self.workload = workload
         self.system = System()
-        self.milestones = Milestones(workload, rx, tx)
+        self.milestones = Milestones(workload, rx, tx, bypass)
         self.window = Window(self.system, RequestTable(self.milestones.stages, self.milestones.names))
         memory = GuestMemory((RINGS + BUFFER * buffers) * pairs)
         self.machine = Machine(self.system, self.window, memory, workload.flows)
@@ -81,6 +86,7 @@ class NetworkRoom:
                 grow=int(p["halt_poll_grow"].value),
                 grow_start=int(p["halt_poll_grow_start"].value),
                 shrink=int(p["halt_poll_shrink"].value),
+                native=native,
             )
             for number in range(vcpus)
         ]
@@ -93,6 +99,7 @@ class NetworkRoom:
             propagation=int(p["wire_propagation"].value),
             tap_limit=max(1, int(p["tap_queue"].value)),
             queues=pairs,
+            bypass=bypass,
         )
         self.machine.parts["network"] = self.network
         self.sockets = [

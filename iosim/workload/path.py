@@ -24,6 +24,8 @@ CLIENT_IN: Final = {
     "nic_taken": Stage("NIC interrupt", "device", WAIT_MODERATION),
     "tap_queued": Stage("host receive, bridge, tap", "host kernel", WORK),
 }
+HOST_KERNEL: Final = ("nic_taken", "tap_queued")
+"""What a packet does not pass whose NIC is not the host kernel's."""
 CLIENT_OUT: Final = {
     "on_wire": Stage("NIC transmit", "device", WORK),
     "client_arrived": Stage("wire to client", "device", WORK),
@@ -43,6 +45,8 @@ class Milestones:
         workload: The workload.
         rx: The path's stages of the receive direction, by milestone, from the tap's queue to the application.
         tx: The path's stages of the transmit direction, from the driver to the host's NIC.
+        bypass: Packets bypass the host's kernel, tap and all; milestones that stand in neither ``rx`` nor ``tx`` are
+            not passed.
 
     Attributes:
         stages: All stages in order; stage ``i`` ends at milestone ``i + 1``.
@@ -55,14 +59,17 @@ class Milestones:
         "rx_signalled", "rx_used", "sent", "stages", "taken", "tap_queued", "tx_seen",
     )  # fmt: skip
 
-    def __init__(self, workload: Workload, rx: Mapping[str, Stage], tx: Mapping[str, Stage]) -> None:
-        assert tuple(rx) == RX_NAMES, rx
-        assert tuple(tx) == TX_NAMES, tx
+    def __init__(
+        self, workload: Workload, rx: Mapping[str, Stage], tx: Mapping[str, Stage], bypass: bool = False
+    ) -> None:
+        assert list(rx) == [name for name in RX_NAMES if name in rx or not bypass], rx
+        assert list(tx) == [name for name in TX_NAMES if name in tx or not bypass], tx
         chain: dict[str, Stage] = {}
+        client_in = {name: stage for name, stage in CLIENT_IN.items() if not (bypass and name in HOST_KERNEL)}
         if workload.kind == RR:
-            chain = {**CLIENT_IN, **rx, **APPLICATION_TX, **tx, **CLIENT_OUT}
+            chain = {**client_in, **rx, **APPLICATION_TX, **tx, **CLIENT_OUT}
         elif workload.kind == RX:
-            incoming = {name: stage for name, stage in CLIENT_IN.items() if name != "client_sent"}
+            incoming = {name: stage for name, stage in client_in.items() if name != "client_sent"}
             chain = {**incoming, **rx}
         elif workload.kind == TX:
             chain = {**APPLICATION_TX, **tx, "on_wire": CLIENT_OUT["on_wire"]}

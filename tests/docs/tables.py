@@ -51,6 +51,7 @@ UNITS = {
     "device.indirect": "on, off",
     "device.mrg_rxbuf": "on, off",
     "device.mitigation": "on, off",
+    "device.interrupts": "name",
     "device.poll": "on, off",
     "device.tx_descriptors": "descriptors",
     "device.rx_descriptors": "descriptors",
@@ -58,6 +59,7 @@ UNITS = {
     "device.rx_queue_size": "descriptors",
     "device.queue_size": "descriptors",
     "device.tx_burst": "packets",
+    "device.burst": "packets",
     "device.packet_weight": "packets",
     "device.kp": "items",
     "device.kc": "items",
@@ -77,6 +79,8 @@ PROPERTIES = {
     "wakeup_granularity": ("time, none", hosts.LOAD_MEANINGS["wakeup_granularity"]),
     "wire_rate": ("bit rate", "of the wire between host and client"),
     "wire_propagation": ("time", "from one end of the wire to the other, switch included"),
+    "nic_dma": ("time", "from a frame's last bit until it is in memory, for who polls the NIC's ring"),
+    "pmd_poll": ("time", "one iteration of a poll-mode driver's loop that finds nothing; at least 1 ns"),
     "tap_queue": ("frames", "that the tap's queue towards the guest holds (`tx_queue_len`)"),
 }
 

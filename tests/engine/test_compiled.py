@@ -20,7 +20,8 @@ from iosim.specification import specify
 code = pytest.importorskip("iosim.engine.compiled.code")
 
 NICS = ("ne2k_pci", "rtl8139", "pcnet", "i82551")
-PATHS = ("e1000", "virtio-net", "vhost-net", *NICS)
+PHYSICAL = ("bare-metal", "vfio")
+PATHS = ("e1000", "virtio-net", "vhost-net", "vhost-user", *PHYSICAL, *NICS)
 
 
 def both(model: str, workload: str | None, chosen: dict[str, Any]) -> list[iosim.Result]:
@@ -106,6 +107,15 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
         chosen["device.mitigation"] = draw(st.booleans())
         chosen["device.hub"] = draw(st.booleans())
         chosen["device.rx_descriptors"] = draw(st.sampled_from([48, 256]))
+    elif model in PHYSICAL:
+        chosen["device.rx_descriptors"] = draw(st.sampled_from([64, 512]))
+        if model == "vfio" and chosen["host.apicv"]:
+            chosen["device.interrupts"] = draw(st.sampled_from(["remapped", "posted"]))
+    elif model == "vhost-user":
+        chosen["device.event_idx"] = draw(st.booleans())
+        chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256]))
+        chosen["device.burst"] = draw(st.sampled_from([1, 32]))
+        chosen["host.pmd_poll"] = draw(st.sampled_from(["1ns", "50ns", "3us"]))
     elif model in NICS:
         chosen["device.hub"] = draw(st.booleans())
     else:

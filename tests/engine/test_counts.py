@@ -46,6 +46,15 @@ COUNTS = {
     ("vhost-net", "rr"): (55.0, 13.8),
     ("vhost-net", "tx"): (23.8, 13.0),
     ("vhost-net", "rx"): (14.7, 8.9),
+    ("vhost-user", "rr"): (53.0, 22.7),
+    ("vhost-user", "tx"): (25.5, 12.0),
+    ("vhost-user", "rx"): (14.1, 6.8),
+    ("vfio", "rr"): (36.0, 14.1),
+    ("vfio", "tx"): (10.0, 4.1),
+    ("vfio", "rx"): (6.7, 2.6),
+    ("bare-metal", "rr"): (26.0, 8.0),
+    ("bare-metal", "tx"): (7.9, 2.6),
+    ("bare-metal", "rx"): (6.4, 2.4),
     ("prodcons", "tx"): (2.7, 2.2),
 }
 PATHS = [(name, workload) for name in registry.names() for workload in registry.find(name).workloads]

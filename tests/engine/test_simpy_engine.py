@@ -343,6 +343,34 @@ class TestSharedCpus:
         room.engine(cpus=1).run(until=1_000_000)
         assert room.log == [(100, "gave up"), (110, "other done")]
 
+    def test_a_busy_poller_keeps_its_cpu_to_the_end_of_its_slice(self) -> None:
+        """Who polls with `busy_poll` makes room for nobody; a poll that ends early is begun again in no time."""
+        room = Room()
+        system = room.system
+        never, start = system.channel("never"), system.channel("start")
+
+        def poller() -> Processes:
+            while True:
+                yield fx.busy_poll(never, 500_000)
+
+        def other() -> Processes:
+            yield fx.wait(start)
+            yield fx.spend(Room.TEN)
+            room.say("other done")
+
+        def device() -> Processes:
+            yield fx.sleep_until(100_000)
+            yield fx.notify(start)
+
+        system.process("other", other(), system.thread("other"))
+        system.process("poller", poller(), system.thread("poller"))
+        system.process("device", device())
+        engine = room.engine(cpus=1, timeslice=70_000)
+        engine.run(until=1_000_000)
+        # In line at 100 ns, when the slice begins; on the CPU at 170 ns.
+        assert room.log == [(180, "other done")]
+        assert engine.busy() == [10_000, 990_000]
+
     def test_work_is_conserved(self) -> None:
         """Two CPUs, five threads of 100 ns each: 250 ns with two always busy, in whatever order."""
         room = Room()

@@ -165,6 +165,62 @@ def test_eepro100(model: str) -> None:
     assert latency(model) == TO_TAP + device + handler + napi + send + FROM_TAP
 
 
+TO_HOST = ps(HOST, "client_send") + ON_WIRE + PROPAGATION
+FROM_HOST = ps(HOST, "client_receive") + ON_WIRE + PROPAGATION
+IXGBE_RECEIVE = ps(
+    HOST, "irq_entry driver_irq softirq_entry host_receive guest_stack_rx guest_wakeup sys_recvmsg"
+) + HOT_1
+IXGBE_SEND = ps(HOST, "sys_sendmsg guest_stack_tx nic_tx") + HOT_1
+IXGBE = TO_HOST + ps(HOST, "nic_rx_delay") + IXGBE_RECEIVE + IXGBE_SEND + FROM_HOST
+"""A physical NIC and its driver, whoever's: all but the way of the interrupt."""
+POSTED = {"device.interrupts": "posted", "host.apicv": True}
+
+
+def test_bare_metal() -> None:
+    assert latency("bare-metal") == IXGBE + ps(HOST, "cpu_idle_exit")
+
+
+def test_vfio_remapped() -> None:
+    assert latency("vfio") == IXGBE + ps(HOST, "cpu_idle_exit host_vector irq_injection vm_entry")
+
+
+def test_vfio_posted() -> None:
+    assert latency("vfio", **POSTED) == IXGBE + ps(HOST, "vm_entry")
+
+
+def test_vfio_posted_to_a_sleeping_vcpu() -> None:
+    # The interrupt for the packet sent has long been served when the next request comes.
+    asleep = {"host.halt_poll_ns": "0ns", "workload.peer_delay": "1ms", **POSTED}
+    assert latency("vfio", **asleep) == IXGBE + ps(HOST, "host_vector vcpu_wakeup vm_entry")
+
+
+@pytest.mark.parametrize("period", [50_000, 333_000])
+def test_vhost_user(period: int) -> None:
+    """What a poller has to do it does when an iteration ends; after work it goes around twice before it is idle."""
+
+    def seen(idle_since: int, at: int) -> int:
+        return idle_since + -(-(at - idle_since) // period) * period
+
+    there = TO_HOST + 500_000  # nic_dma
+    call = ps(HOST, "vhost_signal sys_write irq_injection")
+    to_guest = ps(HOST, "pmd_nic pmd_vhost") + COLD + call
+    # No kick, and so no exit.
+    guest = VIRTIO_RECEIVE + VIRTIO_SEND - ps(HOST, "vm_exit kvm_ioeventfd")
+    to_nic = ps(HOST, "pmd_vhost pmd_nic") + COLD + call
+
+    def answered(guest: int) -> int:
+        """From the frame's being seen to the reply's being at the NIC."""
+        return seen(to_guest + 2 * period, to_guest + guest) + to_nic
+
+    # From the reply's being at the NIC to the next request's being seen, and of that what is not the reply's.
+    cycle = seen(2 * period, FROM_HOST + there) - FROM_HOST
+    refill = 33 * ps(HOST, "driver_refill")
+    settings = {"host.constant": True, "host.pmd_poll": f"{period // 1000}ns"}
+    result = iosim.simulate("vhost-user", requests=50, settings=settings)
+    values = [int(value) for value in np.unique(result.latency_ps)]
+    assert values == [cycle + answered(guest + extra) + FROM_HOST for extra in (0, refill)]
+
+
 def test_sleeping_vcpu_pays_its_wake_up() -> None:
     """Without halt polling the interrupt finds a vCPU asleep: exactly the wake-up more than with it."""
     asleep = latency("vhost-net", **{"host.halt_poll_ns": "0ns"})

@@ -16,7 +16,8 @@ from iosim.requests import UNSET
 from iosim.specification import specify
 
 PATHS = ("e1000", "virtio-net", "vhost-net")
-EVERY = (*PATHS, "ne2k_pci", "rtl8139", "pcnet", "i82551", "i82557b", "i82559er")
+PHYSICAL = ("bare-metal", "vfio")
+EVERY = (*PATHS, *PHYSICAL, "vhost-user", "ne2k_pci", "rtl8139", "pcnet", "i82551", "i82557b", "i82559er")
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,15 @@ def any_run(draw: st.DrawFn) -> tuple[str, str, dict[str, object]]:
     if model == "e1000":
         chosen["device.mitigation"] = draw(st.booleans())
         chosen["device.rx_descriptors"] = draw(st.sampled_from([48, 256]))
+    elif model in PHYSICAL:
+        chosen["device.rx_descriptors"] = draw(st.sampled_from([64, 512]))
+        if model == "vfio" and chosen["host.apicv"]:
+            chosen["device.interrupts"] = draw(st.sampled_from(["remapped", "posted"]))
+    elif model == "vhost-user":
+        chosen["device.event_idx"] = draw(st.booleans())
+        chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256]))
+        chosen["device.burst"] = draw(st.sampled_from([1, 32]))
+        chosen["host.timeslice"] = draw(st.sampled_from(["20us", "3ms"]))
     elif model not in PATHS:
         chosen["device.hub"] = draw(st.booleans())
     else:

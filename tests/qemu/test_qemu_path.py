@@ -12,6 +12,9 @@ def virtio(netdev: str = "", device: str = "") -> str:
     return f"-netdev tap,id=n{netdev} -device virtio-net-pci,netdev=n{device}"
 
 
+VHOST_USER = "-chardev socket,id=c,path=s -netdev vhost-user,id=n,chardev=c -device virtio-net-pci,netdev=n"
+
+
 @pytest.mark.parametrize(
     ("line", "model", "settings"),
     [
@@ -64,6 +67,12 @@ def virtio(netdev: str = "", device: str = "") -> str:
         ("-smp 8 " + virtio(",vhost=on,queues=2", ",mq=on"), "vhost-net", {"device.queues": 2, "guest.vcpus": 2}),
         (virtio(",vhost=on,queues=4", ",mq=on,vectors=10"), "vhost-net", {}),
         ("-smp 4 " + virtio(",vhost=on,queues=4", ",mq=off,vectors=10"), "vhost-net", {}),
+        (VHOST_USER, "vhost-user", {}),
+        (VHOST_USER + ",tx_queue_size=1024,rx_queue_size=512,event_idx=off", "vhost-user",
+         {"device.rx_queue_size": 512, "device.tx_queue_size": 1024, "device.event_idx": False}),
+        ("-nic none -device vfio-pci,host=01:00.0", "vfio", {}),
+        ("-nodefaults -device vfio-pci,host=0000:01:00.0,id=h", "vfio", {}),
+        ("-nic tap,model=virtio,vhost=on -device vfio-pci,host=01:00.0", "vhost-net", {}),
     ],
 )  # fmt: skip
 def test_model_and_settings(line: str, model: str, settings: dict[str, object]) -> None:
@@ -85,6 +94,10 @@ def test_model_and_settings(line: str, model: str, settings: dict[str, object]) 
         ("-netdev tap,id=n,vhost=on -device rtl8139,netdev=n", "QEMU ignores vhost=on"),
         ("-nic tap,model=i82550", "i82550 is simulated as i82551"),
         ("-nic tap -drive file=a,if=virtio", "disk: virtio (virtio_blk); iosim compares the network path"),
+        (VHOST_USER, "taken to poll, as DPDK does"),
+        ("-nic none -device vfio-pci,host=01:00.0", "vfio-pci is taken for a NIC of the host"),
+        ("-nic none -device vfio-pci,host=01:00.0", "host.apicv=on device.interrupts=posted"),
+        ("-nic tap -device vfio-pci,host=01:00.0", "vfio-pci at 00:04.0 is left out; the NIC is the e1000"),
         ("-nic tap a.img", "disk: IDE (ata_piix); iosim compares the network path"),
     ],
 )
@@ -101,10 +114,10 @@ def test_notes(line: str, part: str) -> None:
          "TCP/IP stack (slirp), not at a NIC of the host; it simulates tap and bridge"),
         ("-nic tap,model=tulip",
          "f:1: no model of the tulip yet; there is ne2k_pci, i82551, i82557b, i82559er, rtl8139, e1000, pcnet, "
-         "virtio-net, vhost-net"),
+         "virtio-net, vhost-net, vhost-user, vfio"),
         ("-M q35 -nic tap",
          "f:1: no model of the e1000e yet; there is ne2k_pci, i82551, i82557b, i82559er, rtl8139, e1000, pcnet, "
-         "virtio-net, vhost-net"),
+         "virtio-net, vhost-net, vhost-user, vfio"),
         ("-nic none", "f: this machine has no NIC; a network path needs one, as -nic tap gives it"),
         ("-nic tap -nic tap,model=pcnet",
          "f:1: this asks for two NICs (00:03.0 e1000, 00:04.0 pcnet); iosim simulates one"),
@@ -114,9 +127,16 @@ def test_notes(line: str, part: str) -> None:
         ("-smp 16 " + virtio(",queues=16", ",mq=on"),
          "f:1: iosim cannot simulate 16 queue pairs; it simulates up to 8"),
         (virtio(",ifname=macvtap0"), "f:1: iosim cannot simulate macvtap; it simulates a tap on a bridge"),
-        ("-chardev socket,id=c,path=s -netdev vhost-user,id=n,chardev=c -device virtio-net-pci,netdev=n",
-         "f:1: iosim cannot simulate the back end vhost-user: the rings are served by a process that iosim "
-         "knows nothing about; it simulates tap and bridge"),
+        (VHOST_USER.replace("virtio-net-pci", "e1000"),
+         "f:1: iosim cannot simulate the back end vhost-user: it serves virtqueues, so only virtio NICs have it; "
+         "it simulates tap and bridge"),
+        ("-smp 2 " + VHOST_USER.replace("chardev=c ", "chardev=c,queues=2 ") + ",mq=on",
+         "f:1: iosim cannot simulate 2 queue pairs of vhost-user; it simulates one"),
+        ("-device vfio-pci,host=01:00.0",
+         "f:1: this passes a device through (00:04.0 vfio-pci) beside the NIC that QEMU adds by default (e1000); if it "
+         "is the NIC, -nic none leaves out the other"),
+        ("-nic none -device vfio-pci,host=01:00.0 -device vfio-pci,host=01:00.1",
+         "f:1: this passes 2 devices through (vfio-pci), and iosim cannot tell which is the NIC; it simulates one"),
         ("-net nic -net tap -net user",
          "f:1: iosim cannot simulate a hub with several back ends (tap, user); "
          "it simulates one tap"),

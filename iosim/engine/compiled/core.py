@@ -384,13 +384,14 @@ def perform_level(core: Core, context: int, value: int, _1: int, _2: int) -> boo
     return checkpoint(core, context)
 
 
-def perform_spin(core: Core, context: int, channel: int, limit: int, _1: int) -> bool:
-    """`effects.spin`."""
+def perform_spin(core: Core, context: int, channel: int, limit: int, keeps: int) -> bool:
+    """`effects.spin` and `effects.busy_poll`."""
     if core.latched[channel]:
         core.latched[channel] = False
         return False
     thread = core.thread[context]
-    if limit <= 0 or (core.queue_length > 0 and (thread < 0 or first_in_line(core, core.cpu[thread]) >= 0)):
+    wanted = core.queue_length > 0 and (thread < 0 or first_in_line(core, core.cpu[thread]) >= 0)
+    if limit <= 0 or (keeps == 0 and wanted):
         return False
     core.remaining[context] = limit
     core.spinning[context] = channel

@@ -1,0 +1,171 @@
+"""A physical NIC with descriptor rings, as Intel's 82599: one queue pair, DMA, one MSI-X vector, its moderation.
+
+It is the same hardware whoever drives it: the host's kernel, or a guest to which it has been passed through. Its
+registers are written, never read, on the way of a packet, and a write to them is posted: it costs the CPU little and
+is part of the driver's work for the packet. What differs is whom the message reaches, so the device only says when it
+sends one (``msi``); the path takes it from there.
+
+Simplifications: a frame is in memory with its last bit, and the time for its DMA is in the interrupt's delay, as for
+the NIC of the other paths; frames wait in descriptors only, not in the packet buffer on the chip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final, Protocol
+
+from iosim.effects import Effect, notify, notify_after, sleep_until, wait
+from iosim.fifo import take_first
+from iosim.host import counters as count
+from iosim.host.costs import NIC_RX_DELAY
+from iosim.host.machine import Machine
+from iosim.host.network import Network, put_on_wire
+from iosim.requests import mark
+from iosim.ring.memory import allocate
+from iosim.window import drop
+
+DESCRIPTOR: Final = 16
+"""Bytes of an advanced descriptor (82599 datasheet, 7.1.6 and 7.2.3)."""
+DD: Final = 1
+"""Descriptor done: the device has written it back."""
+
+
+class NicMilestones(Protocol):
+    """The milestones stamped here."""
+
+    arrived: int
+    processed: int
+
+
+class Ixgbe:
+    """The device's state; register names are the datasheet's.
+
+    Args:
+        machine, network, milestones: What it belongs to.
+        tx_size, rx_size: Descriptors in the rings.
+
+    Attributes:
+        tx_ring, rx_ring: Addresses of the rings.
+        tdh, tdt, rdh, rdt: Head and tail of both.
+        eicr: Something has happened that the vector is to tell.
+        eims: The vector's interrupt is enabled.
+        throttled: A message is on its way, or held back by moderation (EITR).
+        msi_sent: When the last message was sent (ps).
+        doorbell: The channel of the write to TDT.
+        msi: The channel of the message.
+    """
+
+    __slots__ = (
+        "doorbell", "eicr", "eims", "machine", "milestones", "msi", "msi_sent", "network", "rdh", "rdt", "rx_ring",
+        "rx_size", "tdh", "tdt", "throttled", "tx_ring", "tx_size",
+    )  # fmt: skip
+
+    def __init__(
+        self, machine: Machine, network: Network, milestones: NicMilestones, *, tx_size: int, rx_size: int
+    ) -> None:
+        self.machine = machine
+        self.network = network
+        self.milestones = milestones
+        self.tx_size = tx_size
+        self.rx_size = rx_size
+        self.tx_ring = allocate(machine.memory, tx_size * DESCRIPTOR, 128)
+        self.rx_ring = allocate(machine.memory, rx_size * DESCRIPTOR, 128)
+        self.tdh = 0
+        self.tdt = 0
+        self.rdh = 0
+        self.rdt = 0
+        self.eicr = False
+        self.eims = False
+        self.throttled = False
+        self.msi_sent = 0
+        self.doorbell = machine.system.channel("NIC doorbell")
+        self.msi = machine.system.channel("NIC message")
+        machine.system.process("NIC transmit", transmit(self))
+        machine.system.process("NIC receive", receive(self))
+
+
+# -- the driver's register writes -------------------------------------------------------------------------------
+
+
+def write_tdt(n: Ixgbe, tail: int) -> Generator[Effect, None, None]:
+    """TDT: there are descriptors to send, up to ``tail``."""
+    n.machine.counters.n[count.MMIO_WRITE] += 1
+    n.tdt = tail
+    yield notify(n.doorbell)
+
+
+def write_rdt(n: Ixgbe, tail: int) -> None:
+    """RDT: there are buffers for frames to come, up to ``tail``."""
+    n.machine.counters.n[count.MMIO_WRITE] += 1
+    n.rdt = tail
+
+
+def write_eims(n: Ixgbe) -> Generator[Effect, None, None]:
+    """EIMS: enable the interrupt; what has happened meanwhile is told now."""
+    n.machine.counters.n[count.MMIO_WRITE] += 1
+    n.eims = True
+    yield from moderate(n)
+
+
+# -- the device -------------------------------------------------------------------------------------------------
+
+
+def cause(n: Ixgbe) -> Generator[Effect, None, None]:
+    """EICR: something has happened."""
+    n.eicr = True
+    yield from moderate(n)
+
+
+def moderate(n: Ixgbe) -> Generator[Effect, None, None]:
+    """Send the message for what has happened, after the delay of moderation; one at a time."""
+    if n.eicr and n.eims and not n.throttled:
+        n.throttled = True
+        yield notify_after(n.msi, NIC_RX_DELAY)
+
+
+def message_sent(n: Ixgbe) -> None:
+    """The message has left: its cause is cleared (EIAC) and its vector masked (EIAM) until the driver enables it."""
+    n.throttled = False
+    n.eicr = False
+    n.eims = False
+    n.msi_sent = n.machine.clock.now
+
+
+def transmit(n: Ixgbe) -> Generator[Effect, None, None]:
+    """Fetch the descriptors up to the tail and send their frames one after the other; write each back."""
+    m = n.machine
+    while True:
+        while n.tdh == n.tdt:
+            yield wait(n.doorbell)
+        at = n.tx_ring + n.tdh * DESCRIPTOR
+        row = m.memory.u64[m.memory.u64[at >> 3] >> 3]
+        mark(m.table, row, n.milestones.processed, m.clock.now)
+        yield from put_on_wire(n.network, row)
+        m.memory.u32[(at >> 2) + 3] = DD
+        n.tdh += 1
+        if n.tdh == n.tx_size:
+            n.tdh = 0
+        yield from cause(n)
+
+
+def receive(n: Ixgbe) -> Generator[Effect, None, None]:
+    """Write each frame that arrives into the next buffer; where there is none it is lost."""
+    m = n.machine
+    net = n.network
+    while True:
+        while net.from_client.count == 0:
+            yield wait(net.wire_in)
+        row = take_first(net.from_client)
+        yield sleep_until(take_first(net.from_client_at))
+        mark(m.table, row, n.milestones.arrived, m.clock.now)
+        if n.rdh != n.rdt:
+            at = n.rx_ring + n.rdh * DESCRIPTOR
+            m.memory.u64[m.memory.u64[at >> 3] >> 3] = row
+            m.memory.u32[(at >> 2) + 2] = net.frame
+            m.memory.u32[(at >> 2) + 3] = DD
+            n.rdh += 1
+            if n.rdh == n.rx_size:
+                n.rdh = 0
+            yield from cause(n)
+        else:
+            yield from drop(m.window, row)
