@@ -21,14 +21,16 @@ from iosim.effects import TASK, Effect, notify, spend
 from iosim.errors import IosimError
 from iosim.fifo import put, take_first
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit
+from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
 from iosim.host import counters as count
 from iosim.host.costs import PMD_NIC, PMD_VHOST, SYS_WRITE, VHOST_SIGNAL
 from iosim.host.hosts import Host
 from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
+from iosim.host.main_loop import MainLoop
 from iosim.host.network import copy_cold, nic_transmit
 from iosim.host.pmd import PollLoop, idle_iterations, iteration
+from iosim.host.virtio_pci import OWN, VirtioPci
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
@@ -194,13 +196,17 @@ def vring_call(u: VhostUser, queue: DeviceQueue, vector: int) -> Generator[Effec
 
 def build(host: Host, workload: Workload, settings: VhostUserSettings) -> Machine:
     """Put the path together for one run."""
-    buffers = settings.rx_queue_size + settings.tx_queue_size
+    big = not settings.mrg_rxbuf
+    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, bypass=True)
     period = int(host.properties["pmd_poll"].value)
     if period < 1000:
         raise IosimError("an iteration of the poll-mode loop takes time: at least 1ns", "host.pmd_poll")
     dma = int(host.properties["nic_dma"].value)
     loop = PollLoop(room.machine, room.network, room.milestones, dma=dma, period=period)
+    # QEMU's main loop has nothing to do: kicks go to an ioeventfd, interrupts come by irqfd.
+    qemu = MainLoop(room.machine, items=PAIR, runs=False)
+    pci = VirtioPci(room.machine, room.vcpu, qemu, 0, mode=OWN, legacy=False, ioeventfd=True)
     driver = VirtioNet(
         room.machine,
         SoftNet(room.machine, room.vcpu, PAIR),
@@ -208,12 +214,16 @@ def build(host: Host, workload: Workload, settings: VhostUserSettings) -> Machin
         room.sockets,
         room.sockets,
         room.milestones,
+        pci,
         loop.rings,
         RX,
         TX,
         rx_size=settings.rx_queue_size,
         tx_size=settings.tx_queue_size,
         event_idx=settings.event_idx,
+        packed=settings.packed,
+        indirect=settings.indirect,
+        big=big,
         frame=workload.frame,
     )
     room.machine.parts["driver"] = driver

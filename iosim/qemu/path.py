@@ -98,7 +98,10 @@ def _vfio(machine: Machine, passed: list[PciDevice], notes: list[str]) -> Path:
 
 
 def _vhost_user(nic: Nic, notes: list[str], vcpus: int) -> Path:
-    _refuse(nic)
+    if (whole_number(nic.properties.get("vectors", "3")) or 0) < 3:
+        raise IosimError(
+            "iosim simulates vhost-user with a vector for each queue; vectors= must be 3 at least", nic.where
+        )
     used = _queue_pairs(nic, notes, vcpus).get("device.queues", 1)
     if used != 1:
         raise IosimError(f"iosim cannot simulate {used} queue pairs of vhost-user; it simulates one", nic.where)
@@ -106,8 +109,11 @@ def _vhost_user(nic: Nic, notes: list[str], vcpus: int) -> Path:
     for name in ("rx_queue_size", "tx_queue_size"):
         if name in nic.properties:
             settings[f"device.{name}"] = whole_number(nic.properties[name])
-    if "event_idx" in nic.properties:
-        settings["device.event_idx"] = _is_on(nic, "event_idx", True)
+    for name, key in (("event_idx", "event_idx"), ("packed", "packed"), ("indirect_desc", "indirect")):
+        if name in nic.properties:
+            settings[f"device.{key}"] = _is_on(nic, name, True)
+    if not _is_on(nic, "mrg_rxbuf", True) and _guest_gso(nic):
+        settings["device.mrg_rxbuf"] = False
     unsimulated = [f"{k}={v}" for k, v in nic.properties.items() if k not in _WITHOUT_NOTE]
     if unsimulated:
         notes.append(f"not simulated: {', '.join(unsimulated)}")
