@@ -22,13 +22,13 @@ from iosim.effects import TASK, Effect, spend, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit
+from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, SoftNet, VirtioNet, dev_queue_xmit
 from iosim.host import counters as count
 from iosim.host.costs import REARM_WINDOW, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
 from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
-from iosim.host.network import TapQueue, copy_cold, tap_transmit
+from iosim.host.network import TapQueue, copy_cold, copy_packet, packet_len, tap_transmit
 from iosim.host.work import WorkQueue, queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
@@ -52,6 +52,8 @@ VHOST_NET_WEIGHT: Final = 0x80000
 """Bytes after which a work item gets in line again."""
 VHOST_NET_PKT_WEIGHT: Final = 256
 """Packets after which it does."""
+PAGE: Final = 4096
+"""Bytes of a page: a packet that does not fit one goes to the tap at once, with what is before it in the batch."""
 
 RX_STAGES: Final = {
     "rx_seen": Stage("tap wakes vhost", "back end", WAIT_NOTIFICATION),
@@ -87,10 +89,13 @@ class VhostNet:
         tap: The pair's queue of the tap.
         batch: Rows and heads of the packets copied from the transmit ring that are not yet sent.
         done: Packets written to the guest's buffers that are not yet in the used ring.
+        passed: How many of the batch the tap has already.
         kicked: The transmit work was queued by a kick, not by the worker itself.
     """
 
-    __slots__ = ("batch", "batch_head", "done", "driver", "kicked", "packet_weight", "room", "rx", "tap", "tx", "work")
+    __slots__ = (
+        "batch", "batch_head", "done", "driver", "kicked", "packet_weight", "passed", "room", "rx", "tap", "tx", "work",
+    )  # fmt: skip
 
     def __init__(
         self, room: NetworkRoom, tap: TapQueue, work: WorkQueue, driver: VirtioNet, settings: VhostNetSettings
@@ -105,6 +110,7 @@ class VhostNet:
         self.batch: list[int] = []
         self.batch_head: list[int] = []
         self.done: list[int] = []
+        self.passed = 0
         self.kicked = True
 
 
@@ -145,13 +151,15 @@ def handle_tx(v: VhostNet) -> Generator[Effect, None, None]:
             row = m.memory.u64[(v.tx.elem_addr[0] >> 3) + 2]
             mark(m.table, row, v.room.milestones.tx_seen, m.clock.now)
             yield spend(VHOST_PACKET)
-            yield from copy_cold(v.room.network)
+            yield from copy_packet(v.room.network, row)
             v.batch.append(row)
             v.batch_head.append(head)
+            if packet_len(v.room.network, row) > PAGE:
+                yield from pass_on(v)
             if len(v.batch) == VHOST_NET_BATCH:
                 yield from tx_batch(v)
             sent += 1
-            size += v.room.network.frame
+            size += packet_len(v.room.network, row)
             if sent >= v.packet_weight or size >= VHOST_NET_WEIGHT:
                 more = False
                 v.kicked = False
@@ -166,19 +174,25 @@ def handle_tx(v: VhostNet) -> Generator[Effect, None, None]:
 
 def tx_batch(v: VhostNet) -> Generator[Effect, None, None]:
     """Hand the batch to the tap, return its descriptors, interrupt the guest once if it wants it."""
-    m = v.room.machine
-    count_sent = len(v.batch)
-    i = 0
-    while i < count_sent:
-        yield from tap_transmit(v.room.network, v.tap, v.batch[i])
-        mark(m.table, v.batch[i], v.room.milestones.processed, m.clock.now)
-        fill(v.tx, v.batch_head[i], 0, i)
-        i += 1
+    yield from pass_on(v)
+    count_sent = v.passed
+    v.passed = 0
     v.batch.clear()
     v.batch_head.clear()
     if count_sent > 0:
         flush(v.tx, count_sent)
         yield from signal(v, v.tx, TX)
+
+
+def pass_on(v: VhostNet) -> Generator[Effect, None, None]:
+    """Hand to the tap what it has not yet of the batch."""
+    m = v.room.machine
+    while v.passed < len(v.batch):
+        i = v.passed
+        v.passed += 1
+        yield from tap_transmit(v.room.network, v.tap, v.batch[i])
+        mark(m.table, v.batch[i], v.room.milestones.processed, m.clock.now)
+        fill(v.tx, v.batch_head[i], 0, i)
 
 
 # -- receive ----------------------------------------------------------------------------------------------------
@@ -273,6 +287,13 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     system = room.system
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
+    offloads = Offloads(
+        csum=settings.csum,
+        host_tso4=settings.host_tso4,
+        vnet_hdr=settings.vnet_hdr,
+        ethtool_tso=settings.ethtool_tso,
+        ethtool_gso=settings.ethtool_gso,
+    )
     drivers: list[VirtioNet] = []
     for i in range(pairs):
         tap = room.network.tap[i]
@@ -292,6 +313,7 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
             tx_size=settings.tx_queue_size,
             event_idx=settings.event_idx,
             frame=workload.frame,
+            offloads=offloads,
         )
         drivers.append(driver)
         room.machine.parts[instance("driver", i)] = driver
@@ -311,4 +333,5 @@ MODEL: Final = Model(
     settings=VhostNetSettings,
     build=build,
     smp=True,
+    streams=True,
 )

@@ -22,14 +22,14 @@ from pydantic import Field
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit
+from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, SoftNet, VirtioNet, dev_queue_xmit
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, QEMU_VIRTIO_PACKET, REARM_WINDOW, SYS_IOCTL, SYS_READ, SYS_WRITE
 from iosim.host.hosts import Host
 from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
-from iosim.host.network import TapQueue, copy_cold, copy_hot, tap_read, tap_transmit
+from iosim.host.network import TapQueue, copy_cold, copy_hot, copy_packet, tap_read, tap_transmit
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
@@ -214,7 +214,7 @@ def flush_tx(q: QemuVirtioNet) -> Generator[Effect, None, int]:
             yield spend(QEMU_NET_QUEUE)
         m.counters.n[count.SYS_WRITEV] += 1
         yield spend(SYS_WRITE)
-        yield from copy_cold(q.room.network)
+        yield from copy_packet(q.room.network, row)
         yield from tap_transmit(q.room.network, q.tap, row)
         mark(m.table, row, q.room.milestones.processed, m.clock.now)
         push(q.tx, head, 0)
@@ -324,6 +324,13 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     loop = MainLoop(room.machine, items=ITEMS * pairs)
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
+    offloads = Offloads(
+        csum=settings.csum,
+        host_tso4=settings.host_tso4,
+        vnet_hdr=settings.vnet_hdr and not settings.hub,
+        ethtool_tso=settings.ethtool_tso,
+        ethtool_gso=settings.ethtool_gso,
+    )
     qemu: list[QemuVirtioNet] = []
     for i in range(pairs):
         tap = room.network.tap[i]
@@ -343,6 +350,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
             tx_size=settings.tx_queue_size,
             event_idx=settings.event_idx,
             frame=workload.frame,
+            offloads=offloads,
         )
         qemu.append(QemuVirtioNet(room, tap, loop, driver, settings))
         room.machine.parts[instance("driver", i)] = driver
@@ -359,4 +367,5 @@ MODEL: Final = Model(
     settings=VirtioNetSettings,
     build=build,
     smp=True,
+    streams=True,
 )

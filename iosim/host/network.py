@@ -13,6 +13,7 @@ from iosim.host.costs import (
     BRIDGE,
     COPY_COLD,
     COPY_HOT,
+    GSO_SEGMENT,
     HOST_IRQ,
     HOST_RECEIVE,
     NIC_RX_DELAY,
@@ -21,10 +22,24 @@ from iosim.host.costs import (
     TAP_WRITE,
     WIRE,
 )
+from iosim.host.dql import Dql, dql_avail, dql_completed, dql_queued
 from iosim.host.flows import flow_hash, flow_of, reciprocal_scale
 from iosim.host.machine import Machine
+from iosim.host.packets import (
+    GSO_MAX_SEGS,
+    MSS,
+    TCP_HEADERS,
+    bytes_on_wire,
+    flow_number,
+    payload,
+    qdisc_pkt_len,
+    segments,
+    sized,
+    stream_packet,
+)
+from iosim.host.qdisc import Qdisc, enqueue, next_flow
 from iosim.host.work import WorkQueue, queue_work
-from iosim.requests import mark
+from iosim.requests import FOREIGN, mark
 from iosim.window import drop
 
 QDISC_LIMIT = 1000
@@ -77,8 +92,15 @@ class Network:
         propagation: ps from one end of the wire to the other.
         tap_limit: Frames each queue of the tap holds.
         queues: Queues of the tap.
+        qdisc: The queueing discipline of the host's NIC. None: all packets are single frames and there is one queue,
+            so that it makes no difference to the NIC's own.
+        nic_tso: The NIC segments GSO packets.
 
     Attributes:
+        gso_skb: Packets that have left the queueing discipline, segmented if need be, and wait for the NIC.
+        running: Some thread moves packets from the queueing discipline to the NIC.
+        dql: How much the NIC may have; ``sent`` is what it has sent, bytes, ever.
+        tx_done: The channel by which the NIC tells that it has sent something.
         tap: The tap's queues.
         steering: The tap's queue that each flow's frames are put into (see `automq`).
         to_client: Frames on the wire to the client: rows, with arrival times in ``to_client_at``.
@@ -86,9 +108,9 @@ class Network:
     """
 
     __slots__ = (
-        "client", "frame", "from_client", "from_client_at", "irq", "irq_pending", "machine", "milestones",
-        "nic", "nic_tx", "propagation", "rx_ring", "softirq", "steering", "tap", "to_client", "to_client_at",
-        "wire_bytes", "wire_in",
+        "client", "dql", "frame", "from_client", "from_client_at", "gso_skb", "irq", "irq_pending", "machine",
+        "milestones", "nic", "nic_tso", "nic_tx", "propagation", "qdisc", "queued", "running", "rx_ring", "sent",
+        "softirq", "steering", "tap", "to_client", "to_client_at", "tx_done", "wire_bytes", "wire_in",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +123,8 @@ class Network:
         propagation: int,
         tap_limit: int,
         queues: int = 1,
+        qdisc: Qdisc | None = None,
+        nic_tso: bool = True,
     ) -> None:
         system: System = machine.system
         self.machine = machine
@@ -110,7 +134,15 @@ class Network:
         self.propagation = propagation
         self.tap = [TapQueue(number, tap_limit) for number in range(queues)]
         # tun_automq_select_queue: a flow that has sent nothing yet goes where its hash says.
-        self.steering = [reciprocal_scale(flow_hash(flow), queues) for flow in range(machine.flows.count)]
+        self.steering = [reciprocal_scale(flow_hash(flow), queues) for flow in range(machine.flows.count + 1)]
+        self.queued = qdisc is not None
+        self.qdisc = qdisc or Qdisc(False, 1)
+        self.nic_tso = nic_tso
+        self.gso_skb = Fifo(GSO_MAX_SEGS)
+        self.running = False
+        self.dql = Dql()
+        self.sent = 0
+        self.tx_done = system.channel("host NIC transmit completion")
         self.nic_tx = Fifo(QDISC_LIMIT)
         self.nic = system.channel("host NIC transmit")
         self.to_client = Fifo(QDISC_LIMIT + RX_RING)
@@ -126,12 +158,29 @@ class Network:
         system.process("host NIC transmit", nic_transmit(self))
         system.process("host NIC receive", nic_receive(self))
         system.process("host softirq", host_softirq(self), self.softirq, SOFTIRQ)
+        if self.queued:
+            system.process("host transmit softirq", net_tx_action(self), self.softirq, SOFTIRQ)
 
 
 def copy_cold(net: Network) -> Generator[Effect, None, None]:
     """Copy one frame that another CPU wrote."""
     net.machine.counters.n[count.COPIED_BYTES] += net.frame
     yield spend(COPY_COLD, net.frame)
+
+
+def copy_packet(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """Copy one packet that another CPU wrote: a frame, or a GSO packet."""
+    size = packet_len(net, packet)
+    net.machine.counters.n[count.COPIED_BYTES] += size
+    yield spend(COPY_COLD, size)
+
+
+def packet_len(net: Network, packet: int) -> int:
+    """Return the bytes of a packet in memory; a GSO packet has its headers once."""
+    size = net.frame
+    if payload(packet) > 0:
+        size = payload(packet) + TCP_HEADERS
+    return size
 
 
 def copy_hot(net: Network) -> Generator[Effect, None, None]:
@@ -146,11 +195,85 @@ def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, Non
     if len(net.tap) > 1:
         automq(net, tap, row)
     yield spend(BRIDGE)
-    yield spend(NIC_TX)
-    if put(net.nic_tx, row):
-        yield notify(net.nic)
+    if net.queued:
+        yield from dev_queue_xmit(net, row)
     else:
-        yield from drop(net.machine.window, row)
+        yield spend(NIC_TX)
+        if put(net.nic_tx, row):
+            yield notify(net.nic)
+        else:
+            yield from drop(net.machine.window, row)
+
+
+def dev_queue_xmit(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """Put a packet into the queueing discipline of the NIC, and send what may be sent."""
+    if enqueue(net.qdisc, packet, flow_of(net.machine.flows, packet)):
+        yield from qdisc_run(net)
+    else:
+        yield from drop(net.machine.window, packet)
+
+
+def qdisc_run(net: Network) -> Generator[Effect, None, None]:
+    """Move packets to the NIC until its queue is stopped; one thread at a time does, for all (__qdisc_run)."""
+    if not net.running:
+        net.running = True
+        while net.gso_skb.count + net.qdisc.count > 0 and dql_avail(net.dql) >= 0:
+            if net.gso_skb.count == 0:
+                yield from validate_xmit_skb(net, dequeue(net.qdisc, net.frame))
+            packet = take_first(net.gso_skb)
+            yield spend(NIC_TX)
+            dql_queued(net.dql, packet_bytes(net, packet))
+            put(net.nic_tx, packet)
+            yield notify(net.nic)
+        net.running = False
+
+
+def dequeue(q: Qdisc, frame: int) -> int:
+    """Take the next packet; in ``fq`` its flow pays for every byte that its frames have on the wire."""
+    flow = 0
+    if q.fair:
+        flow = next_flow(q)
+    packet = take_first(q.queue[flow])
+    size = frame
+    if payload(packet) > 0:
+        size = qdisc_pkt_len(payload(packet))
+    q.deficit[flow] -= size
+    q.count -= 1
+    return packet
+
+
+def packet_bytes(net: Network, packet: int) -> int:
+    """Return the bytes of all frames of a packet."""
+    size = net.frame
+    if payload(packet) > 0:
+        size = qdisc_pkt_len(payload(packet))
+    return size
+
+
+def validate_xmit_skb(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """What the queueing discipline gave is for the NIC: segment a GSO packet that it cannot take (skb_gso_segment).
+
+    Its segments go to the NIC one after the other; whatever else waits in the queueing discipline, waits for them all.
+    Whether the NIC has ``gso`` is not asked here: that is for the host's own sockets.
+    """
+    size = payload(packet)
+    if size > MSS and not net.nic_tso:
+        while size > MSS:
+            yield spend(GSO_SEGMENT)
+            put(net.gso_skb, sized(stream_packet(flow_of(net.machine.flows, packet)), MSS))
+            size -= MSS
+        yield spend(GSO_SEGMENT)
+        packet = sized(packet, size)
+    put(net.gso_skb, packet)
+
+
+def net_tx_action(net: Network) -> Generator[Effect, None, None]:
+    """The NIC's transmit completions: the limit is found anew, and what waits is sent."""
+    while True:
+        yield wait(net.tx_done)
+        yield spend(HOST_IRQ)
+        dql_completed(net.dql, net.sent)
+        yield from qdisc_run(net)
 
 
 def automq(net: Network, tap: TapQueue, row: int) -> None:
@@ -159,13 +282,24 @@ def automq(net: Network, tap: TapQueue, row: int) -> None:
 
 
 def nic_transmit(net: Network) -> Generator[Effect, None, None]:
-    """The host's NIC: frames leave one after the other."""
+    """The host's NIC: frames leave one after the other, those of a GSO packet too (TSO)."""
     m = net.machine
     while True:
         while net.nic_tx.count == 0:
             yield wait(net.nic)
         row = take_first(net.nic_tx)
-        yield spend(WIRE, net.wire_bytes)
+        size = payload(row)
+        if size == 0:
+            yield spend(WIRE, net.wire_bytes)
+            m.counters.n[count.WIRE_FRAMES] += 1
+        else:
+            yield spend(WIRE, bytes_on_wire(size))
+            m.counters.n[count.WIRE_FRAMES] += segments(size)
+            if row >= FOREIGN and flow_number(row) == m.flows.count:
+                m.counters.n[count.BACKGROUND_BYTES] += size
+        if net.queued:
+            net.sent += packet_bytes(net, row)
+            yield notify(net.tx_done)
         mark(m.table, row, net.milestones.on_wire, m.clock.now)
         put(net.to_client, row)
         put(net.to_client_at, m.clock.now + net.propagation)
