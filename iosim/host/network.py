@@ -100,7 +100,7 @@ class Network:
         gso_skb: Packets that have left the queueing discipline, segmented if need be, and wait for the NIC.
         running: Some thread moves packets from the queueing discipline to the NIC.
         dql: How much the NIC may have; ``sent`` is what it has sent, bytes, ever.
-        tx_done: The channel by which the NIC tells that it has sent something.
+        tx_done: The channel by which the NIC tells that it has sent something, unless ``tx_irq_pending`` already.
         tap: The tap's queues.
         steering: The tap's queue that each flow's frames are put into (see `automq`).
         to_client: Frames on the wire to the client: rows, with arrival times in ``to_client_at``.
@@ -110,7 +110,8 @@ class Network:
     __slots__ = (
         "client", "dql", "frame", "from_client", "from_client_at", "gso_skb", "irq", "irq_pending", "machine",
         "milestones", "nic", "nic_tso", "nic_tx", "propagation", "qdisc", "queued", "running", "rx_ring", "sent",
-        "softirq", "steering", "tap", "to_client", "to_client_at", "tx_done", "wire_bytes", "wire_in",
+        "softirq", "steering", "tap", "to_client", "to_client_at", "tx_done", "tx_irq_pending", "wire_bytes",
+        "wire_in",
     )  # fmt: skip
 
     def __init__(
@@ -142,6 +143,7 @@ class Network:
         self.running = False
         self.dql = Dql()
         self.sent = 0
+        self.tx_irq_pending = False
         self.tx_done = system.channel("host NIC transmit completion")
         self.nic_tx = Fifo(QDISC_LIMIT)
         self.nic = system.channel("host NIC transmit")
@@ -268,9 +270,10 @@ def validate_xmit_skb(net: Network, packet: int) -> Generator[Effect, None, None
 
 
 def net_tx_action(net: Network) -> Generator[Effect, None, None]:
-    """The NIC's transmit completions: the limit is found anew, and what waits is sent."""
+    """The NIC's transmit completions, moderated as what it receives: the limit is found anew, what waits is sent."""
     while True:
         yield wait(net.tx_done)
+        net.tx_irq_pending = False
         yield spend(HOST_IRQ)
         dql_completed(net.dql, net.sent)
         yield from qdisc_run(net)
@@ -299,7 +302,9 @@ def nic_transmit(net: Network) -> Generator[Effect, None, None]:
                 m.counters.n[count.BACKGROUND_BYTES] += size
         if net.queued:
             net.sent += packet_bytes(net, row)
-            yield notify(net.tx_done)
+            if not net.tx_irq_pending:
+                net.tx_irq_pending = True
+                yield notify_after(net.tx_done, NIC_RX_DELAY)
         mark(m.table, row, net.milestones.on_wire, m.clock.now)
         put(net.to_client, row)
         put(net.to_client_at, m.clock.now + net.propagation)
