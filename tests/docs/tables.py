@@ -72,9 +72,9 @@ PROPERTIES = {
     "timeslice": ("time", "after which a thread hands a shared CPU to another of its priority"),
     "wire_rate": ("bit rate", "of the wire between host and client"),
     "wire_propagation": ("time", "from one end of the wire to the other, switch included"),
-    "nic_tso": ("on, off", "`ethtool -K tso`: the NIC segments GSO packets; off: the host's kernel does, behind the qdisc"),
+    "nic_tso": ("on, off", "`ethtool -K tso`: the NIC segments GSO packets; off: the kernel does, behind the qdisc"),
     "nic_gso": ("on, off", "`ethtool -K gso`: for the host's own sockets; of a guest's packets it is not asked"),
-    "qdisc": ("fifo, fq", "of the NIC: one queue for all packets, or one for each flow in turn (fq_codel without CoDel)"),
+    "qdisc": ("fifo, fq", "of the NIC: one queue for all, or one for each flow in turn (fq_codel without CoDel)"),
     "tap_queue": ("frames", "that the tap's queue towards the guest holds (`tx_queue_len`)"),
 }
 

@@ -103,9 +103,8 @@ def test_gso_of_the_hosts_nic_is_not_asked() -> None:
 def test_no_tso_without_header_or_checksums(off: str) -> None:
     """QEMU offers neither without the header, and Linux does no TSO without checksums."""
     both = {"device.csum": False, "device.host_tso4": False}
-    one, two = (
-        run("virtio-net", **{"workload.size": GSO, "workload.depth": 1, **settings}) for settings in ({off: False}, both)
-    )
+    call = {"workload.size": GSO, "workload.depth": 1}
+    one, two = (run("virtio-net", **call, **settings) for settings in ({off: False}, both))
     assert one.stamps.tolist() == two.stamps.tolist()
 
 
