@@ -30,7 +30,7 @@ _OTHER_ENDS = {
 _WITHOUT_NOTE = frozenset(
     name_list("""
         mac tx rx_queue_size tx_queue_size event_idx x-txburst ioeventfd packed mq vectors multifunction
-        bootindex romfile rombar romsize status speed duplex acpi-index mitigation autonegotiation
+        bootindex romfile rombar romsize status speed duplex acpi-index mitigation autonegotiation csum host_tso4
     """)
 )
 
@@ -49,7 +49,8 @@ def network_path(machine: Machine) -> Path:
 
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
     ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.tx_burst`` (packets; QEMU's
-    x-txburst), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``),
+    x-txburst), ``device.csum``, ``device.host_tso4`` and ``device.vnet_hdr`` (offloads), ``device.mitigation`` (the
+    e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``),
     ``device.queues`` (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong to).
 
     Raises:
@@ -152,6 +153,11 @@ def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
             settings[f"device.{name}"] = whole_number(nic.properties[name])
     if "event_idx" in nic.properties:
         settings["device.event_idx"] = _is_on(nic, "event_idx", True)
+    for name in ("csum", "host_tso4"):
+        if name in nic.properties:
+            settings[f"device.{name}"] = _is_on(nic, name, True)
+    if not nic.vnet_hdr and not nic.through_hub:
+        settings["device.vnet_hdr"] = False
     if "x-txburst" in nic.properties:
         if nic.vhost:
             notes.append("x-txburst is QEMU's; with vhost the kernel serves the ring")
