@@ -218,7 +218,9 @@ class Result:
             group, dot, item = name.partition(".")
             if dot and group in per:
                 per[group][item] = self.per_request(name).to_dict()
-        for name in ("userspace_exits", "kicks", "interrupts", "copied_bytes", "halts_polled", "wire_frames", "background_bytes"):
+        for name in ("userspace_exits", "kicks", "interrupts", "copied_bytes", "halts_polled"):
+            per[name] = self.per_request(name).to_dict()
+        for name in ("wire_frames", "background_bytes"):
             per[name] = self.per_request(name).to_dict()
         per["context_switches"] = self.context_switches.to_dict()
         w = self.specification.workload
