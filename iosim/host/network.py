@@ -92,6 +92,7 @@ class Network:
         propagation: ps from one end of the wire to the other.
         tap_limit: Frames each queue of the tap holds.
         queues: Queues of the tap.
+        flows: Flows that use it, where there are more than those of the requests.
         qdisc: The queueing discipline of the host's NIC. None: all packets are single frames and there is one queue,
             so that it makes no difference to the NIC's own.
         nic_tso: The NIC segments GSO packets.
@@ -124,6 +125,7 @@ class Network:
         propagation: int,
         tap_limit: int,
         queues: int = 1,
+        flows: int = 0,
         qdisc: Qdisc | None = None,
         nic_tso: bool = True,
     ) -> None:
@@ -135,7 +137,7 @@ class Network:
         self.propagation = propagation
         self.tap = [TapQueue(number, tap_limit) for number in range(queues)]
         # tun_automq_select_queue: a flow that has sent nothing yet goes where its hash says.
-        self.steering = [reciprocal_scale(flow_hash(flow), queues) for flow in range(machine.flows.count + 1)]
+        self.steering = [reciprocal_scale(flow_hash(flow), queues) for flow in range(flows or machine.flows.count)]
         self.queued = qdisc is not None
         self.qdisc = qdisc or Qdisc(False, 1)
         self.nic_tso = nic_tso

@@ -86,6 +86,7 @@ class NetworkRoom:
             for number in range(vcpus)
         ]
         self.vcpu = self.vcpus[0]
+        flows = workload.flows + (workload.background > 0)
         fair = p["qdisc"].value == "fq"
         self.network = Network(
             self.machine,
@@ -95,7 +96,8 @@ class NetworkRoom:
             propagation=int(p["wire_propagation"].value),
             tap_limit=max(1, int(p["tap_queue"].value)),
             queues=pairs,
-            qdisc=Qdisc(fair, workload.flows + 1) if fair or workload.streams else None,
+            flows=flows,
+            qdisc=Qdisc(fair, flows) if fair or workload.streams else None,
             nic_tso=bool(p["nic_tso"].value),
         )
         self.machine.parts["network"] = self.network
