@@ -26,8 +26,8 @@ PRODCONS = (
 )
 TRANSMIT = (
     (
-        "kvm idle", "kvm ipi", "host NIC transmit", "client NIC", "tx arrivals", "timer interrupt", "guest softirq",
-        "skb_xmit_done", "application", "qemu main loop",
+        "kvm idle", "kvm ipi", "host NIC transmit", "client NIC", "tx arrivals", "timer interrupt", "guest timer",
+        "guest softirq", "skb_xmit_done", "application", "qemu main loop",
     ),
     (
         "interarrival", "think_time", "sys_sendmsg", "copy_hot", "copy_cold", "guest_stack_tx", "rearm_window",

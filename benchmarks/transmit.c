@@ -7,7 +7,7 @@
  * Given: requests, warm-up, queue size, packet size, frame, wire bytes, tx_burst, halt_poll max, grow, grow_start,
  * shrink, pv_eoi.
  */
-enum { STAMPS = 8, CONTEXTS = 10, COSTS = 36 };
+enum { STAMPS = 8, CONTEXTS = 11, COSTS = 36 };
 
 #include "c_loop.h"
 
@@ -21,11 +21,11 @@ enum {
     QEMU_VIRTIO_PACKET, QEMU_NET_QUEUE, TAP_WRITE, BRIDGE, NIC_TX, WIRE, IRQ_ENTRY, DRIVER_IRQ, SOFTIRQ_ENTRY,
     GUEST_WAKEUP, GUEST_TIMER, NO_COST = -1
 };
-enum { IDLE, IPI, NIC, SINK, ARRIVALS, TIMER, SOFTIRQ, XMIT_DONE, APPLICATION, MAIN_LOOP };
+enum { IDLE, IPI, NIC, SINK, ARRIVALS, TIMER, APIC_TIMER, SOFTIRQ, XMIT_DONE, APPLICATION, MAIN_LOOP };
 enum { VCPU, QEMU, THREADS, NONE = -1 };
 enum { L_IDLE, L_KSOFTIRQD, L_TASK, L_SOFTIRQ, L_HARDIRQ, L_HOST };
 enum { CH_WAKE, CH_IPI, CH_IRQ_TX, CH_IRQ_TIMER, CH_NIC, CH_CLIENT, CH_READABLE, CH_WRITABLE, CH_SOFTIRQ, CH_TX_WAKE,
-       CH_QEMU, CHANNELS };
+       CH_QEMU, CH_TIMER, CHANNELS };
 enum { BLOCKED, WAKING, READY };
 enum { IN_GUEST, OUTSIDE, HALTED };
 enum { BUFFER = 2048, LONGEST_CHAIN = 19, SIGNAL = 1 << 16, QUEUE = 1 << 16 };
@@ -394,7 +394,7 @@ static void play_arrivals(struct context *c)
             put(&arrived, create(), QUEUE);
             if (armed) {
                 armed = 0;
-                DELIVER(V_TIMER);
+                NOTIFY(CH_TIMER);
             }
         }
     }
@@ -410,6 +410,16 @@ static void play_timer(struct context *c)
         SPEND(GUEST_TIMER);
         NOTIFY(CH_READABLE);
         IRQ_RETURN;
+    }
+    END
+}
+
+static void play_apic_timer(struct context *c)
+{
+    BEGIN
+    for (;;) {
+        WAIT(CH_TIMER);
+        DELIVER(V_TIMER);
     }
     END
 }
@@ -617,6 +627,7 @@ static void simulate(const int64_t *given)
     static const struct { void (*play)(struct context *); int thread, level; } parts[CONTEXTS] = {
         { play_idle, VCPU, L_IDLE }, { play_ipi, VCPU, L_HOST }, { play_nic, NONE, L_TASK },
         { play_sink, NONE, L_TASK }, { play_arrivals, NONE, L_TASK }, { play_timer, VCPU, L_HARDIRQ },
+        { play_apic_timer, NONE, L_TASK },
         { play_softirq, VCPU, L_SOFTIRQ }, { play_xmit_done, VCPU, L_HARDIRQ },
         { play_application, VCPU, L_TASK }, { play_main_loop, QEMU, L_TASK },
     };

@@ -87,7 +87,7 @@ class GuestTimer:
 
     Attributes:
         applications: Those on this vCPU.
-        fires: The channel by which it is told that an application's time has come, where there are several flows.
+        fires: The channel by which it is told that an application's time has come.
     """
 
     __slots__ = ("applications", "fires", "vcpu", "vector")
@@ -101,9 +101,7 @@ class GuestTimer:
     def install(self) -> None:
         """Add its processes, for a workload that sets it."""
         self.vcpu.handler(instance("timer interrupt", self.vcpu.number), timer_interrupt(self))
-        machine = self.vcpu.machine
-        if machine.flows.count > 1:
-            machine.system.process(instance("guest timer", self.vcpu.number), apic_timer(self))
+        self.vcpu.machine.system.process(instance("guest timer", self.vcpu.number), apic_timer(self))
 
 
 def next_packet(a: Application) -> Generator[Effect, None, int]:
@@ -178,11 +176,8 @@ def tx_arrivals(t: Timetable) -> Generator[Effect, None, None]:
             if put(a.arrivals, row):
                 if a.armed:
                     a.armed = False
-                    if m.flows.count > 1:
-                        yield notify(a.timer.fires)
-                    else:
-                        # The injection holds the next arrival up, by half a microsecond at most.
-                        yield from deliver_interrupt(a.vcpu, a.timer.vector)
+                    # Another process injects the interrupt: what that takes must not hold the next arrival up.
+                    yield notify(a.timer.fires)
             else:
                 yield from drop(w, row)
 

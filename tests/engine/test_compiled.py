@@ -249,7 +249,7 @@ def test_an_edited_model_gives_its_new_result(tmp_path: Path, monkeypatch: pytes
     ("name", "condition", "message"),
     [
         ("refused_model", "i < {1: 2}[1]", "Dict is not understood"),
-        ("negative_model", "i < machine.window.order[-1] + 3", "the index -1; write it from the front, as len(...) - 1"),
+        ("negative_model", "i < machine.window.order[-1]", "the index -1; write it from the front, as len(...) - 1"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_with_its_place(

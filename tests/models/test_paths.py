@@ -271,3 +271,14 @@ def test_the_interrupt_for_sent_packets_waits_for_three_quarters_of_them() -> No
 def test_a_seed_is_taken_digit_by_digit(seed: int) -> None:
     """Not through a float, in which 2**53 + 1 is 2**53."""
     assert specify("vhost-net", settings={"run.seed": seed}).run.seed == seed
+
+
+@pytest.mark.parametrize("model", ["e1000", "virtio-net", "vhost-net"])
+def test_an_open_loop_keeps_its_rate_whatever_the_guest_does(model: str) -> None:
+    """Packets are due every 20 us, also where each finds the guest asleep and its timer has to be injected."""
+    result = iosim.simulate(
+        model, workload="tx", requests=300, workload__rate=50_000, workload__arrivals="constant"
+    )
+    created = result.stamps[np.argsort(result.rows), 0]
+    assert set(np.diff(created)) == {20_000_000}
+    assert result.count("interrupts") > 0

@@ -30,7 +30,7 @@ class Daemon:
         self, features: int, size: int = 128, slots: int = 16, segments: int = 1, queue: int = 0
     ) -> Iterator[BlkDriver]:
         """Connect, take features, drive one queue, and hang up."""
-        with SharedMemory.create(8 << 20) as mem, Frontend.connect(self.socket) as frontend:
+        with SharedMemory.create(8 << 20) as mem, Frontend.connect(self.socket, 30) as frontend:
             frontend.negotiate(features)
             frontend.share(mem)
             yield BlkDriver(frontend, frontend.add_queue(queue, size), slots, 16384, segments)

@@ -112,7 +112,7 @@ def test_indexes_come_around(daemon: Daemon, features: int) -> None:
 
 def test_what_it_offers(daemon: Daemon) -> None:
     """It has no packed rings (7.2); once it has, this fails and the mixes above are to be extended."""
-    with Frontend.connect(daemon.socket) as frontend:
+    with Frontend.connect(daemon.socket, 30) as frontend:
         assert not frontend.offered >> VIRTIO_F_RING_PACKED & 1
         with pytest.raises(FeatureError, match="does not offer VIRTIO_F_RING_PACKED"):
             frontend.negotiate(1 << VIRTIO_F_RING_PACKED)
@@ -121,7 +121,7 @@ def test_what_it_offers(daemon: Daemon) -> None:
 
 
 def test_the_second_queue_works_like_the_first(daemon: Daemon) -> None:
-    with SharedMemory.create(8 << 20, guest_addr=1 << 32) as mem, Frontend.connect(daemon.socket) as frontend:
+    with SharedMemory.create(8 << 20, guest_addr=1 << 32) as mem, Frontend.connect(daemon.socket, 30) as frontend:
         frontend.negotiate(EVENT_IDX)
         frontend.share(mem)
         drivers = [BlkDriver(frontend, frontend.add_queue(i, 64), 8, 8192) for i in range(2)]
@@ -140,7 +140,7 @@ def test_5_2_6_what_lies_beyond_the_disk_is_answered_ioerr(daemon: Daemon) -> No
 
 
 def test_the_index_it_stops_at_is_the_number_of_requests(daemon: Daemon) -> None:
-    with SharedMemory.create(1 << 20) as mem, Frontend.connect(daemon.socket) as frontend:
+    with SharedMemory.create(1 << 20) as mem, Frontend.connect(daemon.socket, 30) as frontend:
         frontend.negotiate(EVENT_IDX)
         frontend.share(mem)
         driver = BlkDriver(frontend, frontend.add_queue(0, 16), 4, 4096)

@@ -56,7 +56,7 @@ def vhost(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Peer
 @pytest.mark.parametrize("ring", MIXES, ids=name)
 def test_driver_side_gets_every_packet_back(vhost: tuple[Path, Peer], ring: int, mergeable: int) -> None:
     rng = random.Random(f"{ring} {mergeable}")
-    with SharedMemory.create(8 << 20) as mem, Frontend.connect(vhost[0]) as frontend:
+    with SharedMemory.create(8 << 20) as mem, Frontend.connect(vhost[0], 30) as frontend:
         frontend.negotiate(ring | mergeable)
         frontend.share(mem)
         # Without mergeable buffers a packet has to fit into one.
@@ -76,7 +76,7 @@ def test_driver_side_gets_every_packet_back(vhost: tuple[Path, Peer], ring: int,
 def test_2_8_10_1_packed_rings_of_any_size(vhost: tuple[Path, Peer], size: int) -> None:
     """A packed ring's size need not be a power of two."""
     rng = random.Random(size)
-    with SharedMemory.create(16 << 20) as mem, Frontend.connect(vhost[0]) as frontend:
+    with SharedMemory.create(16 << 20) as mem, Frontend.connect(vhost[0], 30) as frontend:
         frontend.negotiate(PACKED | 1 << VIRTIO_RING_F_EVENT_IDX)
         frontend.share(mem)
         net = NetDriver(frontend, size)
@@ -93,7 +93,7 @@ def test_2_8_10_1_packed_rings_of_any_size(vhost: tuple[Path, Peer], size: int) 
 def test_70000_packets(vhost: tuple[Path, Peer], ring: int) -> None:
     """Past 65536, where split rings' indexes begin anew, and round a packed ring hundreds of times."""
     rng = random.Random(ring)
-    with SharedMemory.create(8 << 20) as mem, Frontend.connect(vhost[0]) as frontend:
+    with SharedMemory.create(8 << 20) as mem, Frontend.connect(vhost[0], 30) as frontend:
         frontend.negotiate(ring | MERGEABLE | 1 << VIRTIO_RING_F_EVENT_IDX)
         frontend.share(mem)
         net = NetDriver(frontend, 128, 512)
@@ -127,7 +127,7 @@ def test_device_side_serves_virtio_user(tmp_path: Path, packed: int, mergeable: 
         Backend(device, socket, report=lambda line, detail=False: None if detail else reports.append(line)) as backend,
         testpmd(tmp_path, vdev) as peer,
     ):
-        poll_until(backend, lambda: len(device.queues) == 2, 10)
+        poll_until(backend, lambda: len(device.queues) == 2, 60)
         assert device.guest_features & (PACKED | MERGEABLE | IN_ORDER) == (
             PACKED * packed | MERGEABLE * mergeable | IN_ORDER * in_order
         )
@@ -135,7 +135,7 @@ def test_device_side_serves_virtio_user(tmp_path: Path, packed: int, mergeable: 
             burst = packets(rng)
             for packet in burst:
                 backend.interrupt(device.receive(packet))
-            poll_until(backend, lambda: len(sent) >= BURST, 5)
+            poll_until(backend, lambda: len(sent) >= BURST, 60)
             assert sent == burst
             sent.clear()
         assert reports == []
