@@ -28,7 +28,7 @@ from iosim.host.costs import REARM_WINDOW, VHOST_PACKET, VHOST_SIGNAL, VHOST_WOR
 from iosim.host.hosts import Host
 from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
-from iosim.host.network import TapQueue, copy_cold, copy_packet, packet_len, tap_transmit
+from iosim.host.network import TapQueue, copy_packet, packet_len, tap_transmit
 from iosim.host.work import WorkQueue, queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
@@ -221,14 +221,14 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
                 take_first(v.tap.frames)
                 mark(m.table, row, v.room.milestones.rx_seen, m.clock.now)
                 yield spend(VHOST_PACKET)
-                yield from copy_cold(net)
+                yield from copy_packet(net, row)
                 m.memory.u64[(v.rx.elem_addr[0] >> 3) + 2] = row
-                fill(v.rx, head, v.driver.frame, len(v.done))
+                fill(v.rx, head, packet_len(net, row), len(v.done))
                 v.done.append(row)
                 if len(v.done) > VHOST_NET_BATCH:
                     yield from rx_signal(v)
                 packets += 1
-                size += net.frame
+                size += packet_len(net, row)
                 if packets >= v.packet_weight or size >= VHOST_NET_WEIGHT:
                     more = False
                     yield from queue_work(v.work, TAP)

@@ -29,7 +29,7 @@ from iosim.host.hosts import Host
 from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
-from iosim.host.network import TapQueue, copy_cold, copy_hot, copy_packet, tap_read, tap_transmit
+from iosim.host.network import TapQueue, copy_packet, copy_packet_hot, packet_len, tap_read, tap_transmit
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
@@ -241,7 +241,7 @@ def tap_send(q: QemuVirtioNet) -> Generator[Effect, None, None]:
         m.counters.n[count.SYS_READ] += 1
         yield spend(SYS_READ)
         if row >= 0:
-            yield from copy_cold(net)
+            yield from copy_packet(net, row)
             yield spend(QEMU_NET_QUEUE)
             if q.hub:
                 yield spend(QEMU_NET_QUEUE)
@@ -265,9 +265,9 @@ def receive(q: QemuVirtioNet, row: int) -> Generator[Effect, None, None]:
     if some:
         head = raise_for(pop(q.rx))
         yield spend(QEMU_VIRTIO_PACKET)
-        yield from copy_hot(q.room.network)
+        yield from copy_packet_hot(q.room.network, row)
         m.memory.u64[(q.rx.elem_addr[0] >> 3) + 2] = row
-        push(q.rx, head, q.driver.frame)
+        push(q.rx, head, packet_len(q.room.network, row))
         mark(m.table, row, q.room.milestones.rx_used, m.clock.now)
         signalled = yield from virtio_notify(q, q.rx, RX)
         if signalled:

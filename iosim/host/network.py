@@ -31,6 +31,7 @@ from iosim.host.packets import (
     TCP_HEADERS,
     bytes_on_wire,
     flow_number,
+    of_stream,
     payload,
     qdisc_pkt_len,
     segments,
@@ -180,9 +181,9 @@ def copy_packet(net: Network, packet: int) -> Generator[Effect, None, None]:
 
 
 def packet_len(net: Network, packet: int) -> int:
-    """Return the bytes of a packet in memory; a GSO packet has its headers once."""
+    """Return the bytes of a packet in memory: a GSO packet has its headers once, an acknowledgement nothing else."""
     size = net.frame
-    if payload(packet) > 0:
+    if of_stream(packet):
         size = payload(packet) + TCP_HEADERS
     return size
 
@@ -191,6 +192,13 @@ def copy_hot(net: Network) -> Generator[Effect, None, None]:
     """Copy one frame that is in this CPU's cache."""
     net.machine.counters.n[count.COPIED_BYTES] += net.frame
     yield spend(COPY_HOT, net.frame)
+
+
+def copy_packet_hot(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """Copy one packet that is in this CPU's cache."""
+    size = packet_len(net, packet)
+    net.machine.counters.n[count.COPIED_BYTES] += size
+    yield spend(COPY_HOT, size)
 
 
 def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, None, None]:

@@ -45,6 +45,11 @@ def payload(packet: int) -> int:
     return (packet >> ROW_BITS) & SIZE_MASK
 
 
+def of_stream(packet: int) -> bool:
+    """Tell whether a packet is of a stream, or acknowledges one: its size is its own."""
+    return packet >= FOREIGN or payload(packet) > 0
+
+
 def request_of(packet: int) -> int:
     """Return the row of the request that a packet of a stream belongs to, or -1."""
     row = -1

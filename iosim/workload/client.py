@@ -17,7 +17,7 @@ from iosim.host.costs import CLIENT_RECEIVE, CLIENT_SEND, INTERARRIVAL, PEER_DEL
 from iosim.host.flows import flow_of, remember
 from iosim.host.machine import Machine
 from iosim.host.network import QDISC_LIMIT, RX_RING, Network
-from iosim.host.packets import LAST, ends_call, payload, request_of, stream_packet
+from iosim.host.packets import LAST, TCP_HEADERS, WIRE_OVERHEAD, ends_call, payload, request_of, stream_packet
 from iosim.requests import FOREIGN, last_milestone, mark
 from iosim.window import complete, drop, new_request
 from iosim.workload.path import Milestones
@@ -159,7 +159,10 @@ def client_wire(c: Client) -> Generator[Effect, None, None]:
         while c.sending.count == 0:
             yield wait(c.send)
         row = take_first(c.sending)
-        yield spend(WIRE, net.wire_bytes)
+        size = net.wire_bytes
+        if row >= FOREIGN:
+            size = TCP_HEADERS + WIRE_OVERHEAD
+        yield spend(WIRE, size)
         put(net.from_client, row)
         put(net.from_client_at, c.machine.clock.now + net.propagation)
         yield notify(net.wire_in)

@@ -236,5 +236,13 @@ def test_wrong_values_in_one_line(model: str, workload: str, settings: dict[str,
     assert "\n" not in str(caught.value)
 
 
+def test_an_acknowledgement_is_small_however_large_the_requests_are() -> None:
+    """Beside requests of 1000 bytes: what vhost copies is theirs, the stream's, and 66 bytes for each send call."""
+    result = run("vhost-net", "rr", **{"workload.size": 1000, "workload.background": GSO, "host.qdisc": "fq"})
+    calls = result.per_request("background_bytes").value / GSO
+    expected = 2 * (1000 + 42) + calls * (GSO + 2 * TCP_HEADERS)
+    assert result.per_request("copied_bytes").value == pytest.approx(expected, rel=0.01)
+
+
 def test_segments() -> None:
     assert [segments(size) for size in (1, MSS, MSS + 1, 65536)] == [1, 1, 2, 46]
