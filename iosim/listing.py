@@ -97,8 +97,10 @@ def _amount(dist: Distribution, per_byte: float) -> str:
     return text
 
 
-def _property(name: str, value: float | bool) -> str:
+def _property(name: str, value: float | bool | str) -> str:
     kind = hosts.PROPERTY_PARSERS[name]
+    if isinstance(value, str):
+        return value
     if kind == "time":
         return show_time(value, 4)
     if kind == "rate":

@@ -29,6 +29,7 @@ class Model:
         costs: Costs that its settings define, in ps (a distribution each), by name: none for a path on a host.
         smp: Its guest may have several vCPUs, and its workload several flows: `build` gets the number of vCPUs too,
             and the settings have ``queues``.
+        streams: It carries TCP streams, and so packets larger than a frame.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Model:
     workloads: tuple[str, ...] = ("rr", "tx", "rx")
     costs: Callable[[Any], dict[str, Any]] | None = None
     smp: bool = False
+    streams: bool = False
 
 
 @cache

@@ -19,8 +19,12 @@ import numpy.typing as npt
 from iosim.errors import IosimError
 
 UNSET = -1
-ALL = (1 << 62) - 1
+ROW_BITS = 36
+"""Bits of a row's number; those above tell what a packet is besides (`iosim.host.packets`), and count for nothing."""
+ALL = (1 << ROW_BITS) - 1
 """The mask of a table that uses no row again: every row is its own place."""
+FOREIGN = 1 << 60
+"""From here on numbers are of packets that belong to no request: nothing is stamped for them."""
 NEVER = 1 << 62
 """A row that is never created."""
 
@@ -138,8 +142,8 @@ def crowded(table: RequestTable) -> None:
 
 
 def recycled(table: RequestTable, row: int) -> bool:
-    """Whether a later request has the row's place already: this one was complete, or dropped, long ago."""
-    return table.created - 1 - row > table.mask
+    """Whether a later request has the row's place already: this one was complete, or dropped, long ago; or is none."""
+    return row >= FOREIGN or table.created - 1 - (row & ALL) > table.mask
 
 
 def mark(table: RequestTable, row: int, milestone: int, now: int) -> None:

@@ -220,6 +220,8 @@ class Result:
                 per[group][item] = self.per_request(name).to_dict()
         for name in ("userspace_exits", "kicks", "interrupts", "copied_bytes", "halts_polled"):
             per[name] = self.per_request(name).to_dict()
+        for name in ("wire_frames", "background_bytes"):
+            per[name] = self.per_request(name).to_dict()
         per["context_switches"] = self.context_switches.to_dict()
         w = self.specification.workload
         host = self.specification.host

@@ -112,6 +112,12 @@ class WorkloadSettings(Settings):
     arrivals: Literal["closed", "poisson", "constant"] | None = Field(
         None, description="closed, or poisson or constant at workload.rate (default: poisson if a rate is given)"
     )
+    background: Whole = Field(
+        0, ge=0, le=65536, description="bytes of each send call of a TCP stream that the guest sends besides; 0: none"
+    )
+    background_depth: Whole = Field(
+        16, ge=1, le=1024, description="send calls of that stream that may be unacknowledged"
+    )
     think_time: Time = Field(0, description="time the guest's application works on a request")
     peer_delay: Time = Field(0, description="time the client waits after a reply (closed loop)")
 
@@ -166,6 +172,13 @@ class VirtioQueuePairs(VirtioQueues):
     """The ``device.*`` settings of a virtio NIC that may have several queue pairs."""
 
     queues: Whole = Field(1, ge=1, le=MOST_QUEUE_PAIRS, description="queue pairs (-netdev tap,queues= and mq=on)")
+    csum: Flag = Field(True, description="VIRTIO_NET_F_CSUM: the guest need not compute checksums")
+    host_tso4: Flag = Field(True, description="VIRTIO_NET_F_HOST_TSO4: the guest may send GSO packets; needs csum")
+    vnet_hdr: Flag = Field(True, description="the tap has the virtio-net header; else QEMU offers no offloads")
+    ethtool_tso: Flag = Field(True, description="ethtool -K tso in the guest: it uses host_tso4 where it has it")
+    ethtool_gso: Flag = Field(
+        True, description="ethtool -K gso in the guest: without TSO, its stack still sees GSO packets, not segments"
+    )
     vectors: Whole | None = Field(
         None,
         ge=0,

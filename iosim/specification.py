@@ -26,7 +26,7 @@ from iosim.settings import (
     keys,
     parse_flag,
 )
-from iosim.workload.spec import CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, POISSON, Workload
+from iosim.workload.spec import CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, MAX_SEND, POISSON, STREAM_DEPTH, Workload
 
 GROUPS: Final = ("workload", "host", "guest", "device", "run")
 DEFAULT_SIZE: Final = {"rr": 1, "tx": 64, "rx": 64}
@@ -113,6 +113,8 @@ class Specification:
             "workload.rate": w.rate or None,
             "workload.think_time": _time_text(w.think_time),
             "workload.peer_delay": _time_text(w.peer_delay),
+            "workload.background": w.background,
+            "workload.background_depth": w.background_depth,
         }
         for name, prop in self.host.properties.items():
             kind = hosts.PROPERTY_PARSERS[name]
@@ -263,11 +265,18 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int) -> Workload:
             f"{model.name} plays {', '.join(model.workloads)}, not {w.name}", "workload.name"
         )
     size = DEFAULT_SIZE[w.name] if w.size is None else w.size
-    if size > MAX_PAYLOAD:
+    stream = w.name == "tx" and model.streams and size > MAX_PAYLOAD
+    if size > MAX_PAYLOAD and not stream:
         raise IosimError(
             f"{size} bytes do not fit one Ethernet frame; the largest is {MAX_PAYLOAD} (1500 less IP and UDP headers)",
             "workload.size",
         )
+    if size > MAX_SEND:
+        raise IosimError(f"{size} bytes in a send call; the most is {MAX_SEND}", "workload.size")
+    if w.background and not model.streams:
+        raise IosimError(f"{model.name} carries no TCP stream; virtio-net and vhost-net do", "workload.background")
+    if w.background and w.name == "rx":
+        raise IosimError("the guest sends a stream beside rr or tx, not beside rx", "workload.background")
     arrivals = w.arrivals or (POISSON if w.rate is not None else CLOSED)
     if arrivals != CLOSED and w.rate is None:
         raise IosimError(f"{arrivals} arrivals need a rate, as workload.rate=10000", "workload.arrivals")
@@ -275,14 +284,20 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int) -> Workload:
         raise IosimError("a closed loop has no rate; leave it out, or say poisson or constant", "workload.arrivals")
     if arrivals != CLOSED and w.depth is not None:
         raise IosimError("an open loop has no depth; leave out workload.depth or workload.rate", "workload.depth")
-    depth = DEFAULT_DEPTH[w.name] if w.depth is None else w.depth
+    if arrivals != CLOSED and stream:
+        raise IosimError(
+            f"{size} bytes a send call are a TCP stream, whose pace is set by its window; leave out the rate",
+            "workload.rate",
+        )
+    depth = (STREAM_DEPTH if stream else DEFAULT_DEPTH[w.name]) if w.depth is None else w.depth
     flows = _flows(w.flows, model, pairs)
     if arrivals == CLOSED and depth * flows > MOST_UNDER_WAY:
         raise IosimError(
             f"{depth} requests in each of {flows} flows are {depth * flows} under way; the most is {MOST_UNDER_WAY}",
             "workload.depth",
         )
-    return Workload(w.name, size, depth, w.rate or 0.0, arrivals, w.think_time, w.peer_delay, flows)
+    rate, window = w.rate or 0.0, w.background_depth
+    return Workload(w.name, size, depth, rate, arrivals, w.think_time, w.peer_delay, flows, w.background, window)
 
 
 def _warmup(run: RunSettings) -> int:
@@ -336,7 +351,7 @@ def _truth(value: Any, key: str) -> bool:
         raise IosimError(str(error), key) from None
 
 
-def _property(name: str, value: Any, key: str) -> int | float | bool:
+def _property(name: str, value: Any, key: str) -> int | float | bool | str:
     kind = hosts.PROPERTY_PARSERS[name]
     if kind == "bool":
         return _truth(value, key)

@@ -13,7 +13,7 @@ from typing import Final
 from iosim.effects import Effect, notify
 from iosim.engine.system import System
 from iosim.fifo import Fifo, put
-from iosim.requests import RequestTable, create, give_up, mark
+from iosim.requests import FOREIGN, RequestTable, create, give_up, mark
 from iosim.summary import BINS, EXACT, Summary, add
 
 NEVER: Final = 1 << 62
@@ -87,8 +87,9 @@ def complete(w: Window, row: int, now: int) -> Generator[Effect, None, None]:
 
 def drop(w: Window, row: int) -> Generator[Effect, None, None]:
     """Count a request that was lost on the way, and tell the load generator: a closed loop goes on at once."""
-    w.dropped += 1
-    give_up(w.table, row)
+    if row < FOREIGN:
+        w.dropped += 1
+        give_up(w.table, row)
     put(w.lost, row)
     yield notify(w.losses)
     if w.draining:

@@ -27,14 +27,14 @@ from iosim.effects import TASK, Effect, spend, spin, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
+from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
 from iosim.host import counters as count
 from iosim.host.costs import REARM_WINDOW, SYS_READ, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
 from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
-from iosim.host.network import TapQueue, copy_cold, tap_transmit
+from iosim.host.network import TapQueue, copy_packet, packet_len, tap_transmit
 from iosim.host.virtio_pci import INTX, OWN, VirtioPci, interrupt_mode, virtio_notify_vector
 from iosim.host.work import WorkQueue, queue_work, take_work
 from iosim.model import Model
@@ -60,6 +60,8 @@ VHOST_NET_WEIGHT: Final = 0x80000
 """Bytes after which a work item gets in line again."""
 VHOST_NET_PKT_WEIGHT: Final = 256
 """Packets after which it does."""
+PAGE: Final = 4096
+"""Bytes of a page: a packet that does not fit one goes to the tap at once, with what is before it in the batch."""
 
 MICROSECOND: Final = 1_000_000
 """In ps."""
@@ -100,14 +102,15 @@ class VhostNet:
         tap: The pair's queue of the tap.
         batch: Rows and heads of the packets copied from the transmit ring that are not yet sent.
         done: Packets written to the guest's buffers that are not yet in the used ring.
+        passed: How many of the batch the tap has already.
         kicked: The transmit work was queued by a kick, not by the worker itself.
         poll: How long the worker polls (ps); 0: not at all.
         taken: Works that the worker has taken off its list together and not run yet; they are no news to a poller.
     """
 
     __slots__ = (
-        "batch", "batch_head", "done", "driver", "guest_notifiers", "kicked", "packet_weight", "poll", "room", "rx",
-        "taken", "tap", "tx", "work",
+        "batch", "batch_head", "done", "driver", "guest_notifiers", "kicked", "packet_weight", "passed", "poll", "room",
+        "rx", "taken", "tap", "tx", "work",
     )  # fmt: skip
 
     def __init__(
@@ -124,6 +127,7 @@ class VhostNet:
         self.batch: list[int] = []
         self.batch_head: list[int] = []
         self.done: list[int] = []
+        self.passed = 0
         self.kicked = True
         self.poll = settings.poll_us * MICROSECOND
         self.taken = 0
@@ -174,13 +178,15 @@ def handle_tx(v: VhostNet) -> Generator[Effect, None, None]:
             row = m.memory.u64[(v.tx.elem_addr[0] >> 3) + 2]
             mark(m.table, row, v.room.milestones.tx_seen, m.clock.now)
             yield spend(VHOST_PACKET)
-            yield from copy_cold(v.room.network)
+            yield from copy_packet(v.room.network, row)
             v.batch.append(row)
             v.batch_head.append(head)
+            if packet_len(v.room.network, row) > PAGE:
+                yield from pass_on(v)
             if len(v.batch) == VHOST_NET_BATCH:
                 yield from tx_batch(v)
             sent += 1
-            size += v.room.network.frame
+            size += packet_len(v.room.network, row)
             if sent >= v.packet_weight or size >= VHOST_NET_WEIGHT:
                 more = False
                 v.kicked = False
@@ -199,19 +205,25 @@ def handle_tx(v: VhostNet) -> Generator[Effect, None, None]:
 
 def tx_batch(v: VhostNet) -> Generator[Effect, None, None]:
     """Hand the batch to the tap, return its descriptors, interrupt the guest once if it wants it."""
-    m = v.room.machine
-    count_sent = len(v.batch)
-    i = 0
-    while i < count_sent:
-        yield from tap_transmit(v.room.network, v.tap, v.batch[i])
-        mark(m.table, v.batch[i], v.room.milestones.processed, m.clock.now)
-        fill(v.tx, v.batch_head[i], 0, i)
-        i += 1
+    yield from pass_on(v)
+    count_sent = v.passed
+    v.passed = 0
     v.batch.clear()
     v.batch_head.clear()
     if count_sent > 0:
         flush(v.tx, count_sent)
         yield from signal(v, v.tx, TX)
+
+
+def pass_on(v: VhostNet) -> Generator[Effect, None, None]:
+    """Hand to the tap what it has not yet of the batch."""
+    m = v.room.machine
+    while v.passed < len(v.batch):
+        i = v.passed
+        v.passed += 1
+        yield from tap_transmit(v.room.network, v.tap, v.batch[i])
+        mark(m.table, v.batch[i], v.room.milestones.processed, m.clock.now)
+        fill(v.tx, v.batch_head[i], 0, i)
 
 
 # -- receive ----------------------------------------------------------------------------------------------------
@@ -248,14 +260,14 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
                 take_first(v.tap.frames)
                 mark(m.table, row, v.room.milestones.rx_seen, m.clock.now)
                 yield spend(VHOST_PACKET)
-                yield from copy_cold(net)
+                yield from copy_packet(net, row)
                 m.memory.u64[packet_at(v.rx) >> 3] = row
-                fill(v.rx, head, v.driver.frame, len(v.done))
+                fill(v.rx, head, packet_len(net, row), len(v.done))
                 v.done.append(row)
                 if len(v.done) > VHOST_NET_BATCH:
                     yield from rx_signal(v)
                 packets += 1
-                size += net.frame
+                size += packet_len(net, row)
                 if packets >= v.packet_weight or size >= VHOST_NET_WEIGHT:
                     more = False
                     yield from queue_work(v.work, TAP)
@@ -406,6 +418,13 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
     loop = MainLoop(room.machine, items=PAIR, runs=mode == INTX)
+    offloads = Offloads(
+        csum=settings.csum,
+        host_tso4=settings.host_tso4,
+        vnet_hdr=settings.vnet_hdr,
+        ethtool_tso=settings.ethtool_tso,
+        ethtool_gso=settings.ethtool_gso,
+    )
     drivers: list[VirtioNet] = []
     for i in range(pairs):
         tap = room.network.tap[i]
@@ -439,6 +458,7 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
             indirect=settings.indirect,
             big=not settings.mrg_rxbuf,
             frame=workload.frame,
+            offloads=offloads,
         )
         drivers.append(driver)
         room.machine.parts[instance("driver", i)] = driver
@@ -460,4 +480,5 @@ MODEL: Final = Model(
     settings=VhostNetSettings,
     build=build,
     smp=True,
+    streams=True,
 )

@@ -26,13 +26,13 @@ from pydantic import Field
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
+from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, SYS_READ
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import NEVER, MainLoop, lock_iothread, main_loop_wait, timer_due
-from iosim.host.network import copy_cold, tap_read
+from iosim.host.network import copy_packet, tap_read
 from iosim.host.virtio_net import AT_ONCE, QemuVirtioNet, handle_ioeventfd, receive, tx_drain
 from iosim.host.virtio_pci import VirtioPci, interrupt_mode
 from iosim.host.work import queue_work, take_work
@@ -179,7 +179,7 @@ def tap_send(q: QemuVirtioNet) -> Generator[Effect, None, None]:
         m.counters.n[count.SYS_READ] += 1
         yield spend(SYS_READ)
         if row >= 0:
-            yield from copy_cold(net)
+            yield from copy_packet(net, row)
             yield spend(QEMU_NET_QUEUE)
             if q.hub:
                 yield spend(QEMU_NET_QUEUE)
@@ -206,6 +206,13 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
     loop = MainLoop(room.machine, items=ITEMS * pairs + 1)
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
     drivers: list[VirtioNet] = []
+    offloads = Offloads(
+        csum=settings.csum,
+        host_tso4=settings.host_tso4,
+        vnet_hdr=settings.vnet_hdr and not settings.hub,
+        ethtool_tso=settings.ethtool_tso,
+        ethtool_gso=settings.ethtool_gso,
+    )
     qemu: list[QemuVirtioNet] = []
     for i in range(pairs):
         tap = room.network.tap[i]
@@ -239,6 +246,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
             indirect=settings.indirect,
             big=big,
             frame=workload.frame,
+            offloads=offloads,
         )
         device = QemuVirtioNet(
             room.machine,
@@ -271,4 +279,5 @@ MODEL: Final = Model(
     settings=VirtioNetSettings,
     build=build,
     smp=True,
+    streams=True,
 )

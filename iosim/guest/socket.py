@@ -18,7 +18,7 @@ from iosim.host.costs import (
 )
 from iosim.host.kvm import Vcpu, wake_up
 from iosim.host.machine import Machine
-from iosim.requests import mark
+from iosim.requests import FOREIGN, mark
 from iosim.window import drop
 
 RECEIVE_BUFFER: Final = 277
@@ -43,6 +43,7 @@ class Socket:
         size: Payload bytes of a packet.
         send_buffer: Packets that may be under way at a time (they count until the driver frees them).
         number: Its flow.
+        stream: A TCP socket that sends a stream: ``send_buffer`` counts send calls until they are acknowledged.
 
     Attributes:
         queue: Received packets: rows.
@@ -53,7 +54,8 @@ class Socket:
     """
 
     __slots__ = (
-        "credits", "machine", "milestones", "number", "queue", "readable", "size", "tx_wake", "vcpu", "writable",
+        "credits", "machine", "milestones", "number", "queue", "readable", "size", "stream", "tx_wake", "vcpu",
+        "writable",
     )  # fmt: skip
 
     def __init__(
@@ -64,12 +66,14 @@ class Socket:
         size: int,
         send_buffer: int,
         number: int = 0,
+        stream: bool = False,
     ) -> None:
         self.machine = machine
         self.milestones = milestones
         self.vcpu = vcpu
         self.size = size
         self.number = number
+        self.stream = stream
         self.queue = Fifo(RECEIVE_BUFFER)
         self.readable = machine.system.channel(instance("socket readable", number))
         self.credits = send_buffer
@@ -80,7 +84,12 @@ class Socket:
 def deliver(s: Socket, row: int, vcpu: Vcpu) -> Generator[Effect, None, None]:
     """Carry a received packet up the stack into the socket and wake the application (softirq on ``vcpu``)."""
     yield spend(GUEST_STACK_RX)
-    if put(s.queue, row):
+    if row >= FOREIGN:
+        # An acknowledgement (tcp_ack): no data, but the window is open again.
+        s.credits += 1
+        yield notify(s.writable)
+        yield from wake_up(vcpu, s.vcpu)
+    elif put(s.queue, row):
         mark(s.machine.table, row, s.milestones.received, s.machine.clock.now)
         yield notify(s.readable)
         yield from wake_up(vcpu, s.vcpu)
@@ -110,6 +119,7 @@ def sendmsg(s: Socket, row: int) -> Generator[Effect, None, None]:
 
 
 def sock_wfree(s: Socket) -> Generator[Effect, None, None]:
-    """The driver has freed a sent packet: its room in the send buffer is there again."""
-    s.credits += 1
-    yield notify(s.writable)
+    """The driver has freed a sent packet: its room in the send buffer is there again; a stream's is when it arrived."""
+    if not s.stream:
+        s.credits += 1
+        yield notify(s.writable)

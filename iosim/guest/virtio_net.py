@@ -23,6 +23,9 @@ from iosim.host.costs import (
     DRIVER_RECEIVE,
     DRIVER_REFILL,
     DRIVER_XMIT,
+    GSO_SEGMENT,
+    GUEST_CHECKSUM,
+    GUEST_STACK_TX,
     REARM_WINDOW,
     SOFTIRQ_ENTRY,
 )
@@ -30,6 +33,7 @@ from iosim.host.flows import flow_of
 from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_edge, eoi_level, irq_enter, irq_return, kick
 from iosim.host.machine import Machine
+from iosim.host.packets import GSO_MAX_SEGS, MSS, TCP_HEADERS, payload, sized, stream_packet
 from iosim.host.virtio_net import QemuVirtioNet, virtio_queue_notify
 from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, read_isr, write_to_qemu
 from iosim.host.work import WorkQueue, show_poller
@@ -70,7 +74,9 @@ BIG_CHAIN: Final = MAX_SKB_FRAGS + 2
 BIG_HEADER: Final = 32
 """Bytes of the first page before the packet (sizeof(struct padded_vnet_hdr), Linux 6.1)."""
 TX_BUFFER: Final = 2048
-"""Bytes kept for a packet to send, header included."""
+"""Bytes kept for a packet to send, header included; of a TCP packet, for its headers."""
+SKB_FRAG: Final = 32768
+"""Bytes of a stream's data that lie together (Linux SKB_FRAG_PAGE_ORDER: 8 pages): one descriptor each."""
 
 
 def packet_buffers(rx_size: int, tx_size: int, indirect: bool, big: bool) -> int:
@@ -98,6 +104,31 @@ class NetMilestones(Protocol):
     room: int
     available: int
     kicked: int
+
+
+class Offloads:
+    """What the guest's driver may leave to the device (virtnet_probe, netdev_fix_features).
+
+    Args:
+        csum, host_tso4: VIRTIO_NET_F_CSUM and VIRTIO_NET_F_HOST_TSO4 are on at the device.
+        vnet_hdr: The back end has the virtio-net header. Without it QEMU offers neither (virtio_net_get_features).
+        ethtool_tso, ethtool_gso: ``ethtool -K tso`` and ``gso`` in the guest.
+
+    Attributes:
+        csum: The device completes checksums.
+        tso: It takes GSO packets; that needs checksums.
+        gso: Where it does not, packets are segmented on their way to the driver (skb_gso_segment); else TCP makes
+            segments to begin with.
+    """
+
+    __slots__ = ("csum", "gso", "tso")
+
+    def __init__(
+        self, *, csum: bool, host_tso4: bool, vnet_hdr: bool, ethtool_tso: bool, ethtool_gso: bool
+    ) -> None:
+        self.csum = csum and vnet_hdr
+        self.tso = self.csum and host_tso4 and ethtool_tso
+        self.gso = ethtool_gso and not self.tso
 
 
 class SoftNet:
@@ -140,9 +171,12 @@ class VirtioNet:
         big: Receive buffers are chains of ``BIG_CHAIN``, for GSO packets without mergeable buffers.
         event_idx, packed, indirect: Whether VIRTIO_F_EVENT_IDX, RING_PACKED and INDIRECT_DESC were negotiated.
         frame: Bytes of a frame.
+        offloads: What is left to the device.
 
     Attributes:
         rx_need: Descriptors that one packet's receive buffers take.
+        gso_size: Payload bytes of the largest packet that the driver is given.
+        data: Where all streams' data lie; nobody looks at them.
         rx, tx: The driver's side of the queues; ``rx_device`` and ``tx_device`` the other.
         napi: The first of its two NAPI instances, and of its two vectors.
         qemu: QEMU's device, where it serves kicks on the vCPU's thread; else none.
@@ -156,9 +190,9 @@ class VirtioNet:
     """
 
     __slots__ = (
-        "backend", "big", "frame", "handler_done", "machine", "milestones", "napi", "pci", "qemu", "rx", "rx_device",
-        "rx_free", "rx_item", "rx_need", "scheduled", "senders", "sockets", "softnet", "stopped", "turn", "tx",
-        "tx_device", "tx_free", "tx_item", "vcpu",
+        "backend", "big", "data", "frame", "gso_size", "handler_done", "machine", "milestones", "napi", "offloads",
+        "pci", "qemu", "rx", "rx_device", "rx_free", "rx_item", "rx_need", "scheduled", "senders", "sockets", "softnet",
+        "stopped", "turn", "tx", "tx_device", "tx_free", "tx_item", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -181,6 +215,7 @@ class VirtioNet:
         indirect: bool,
         big: bool,
         frame: int,
+        offloads: Offloads,
     ) -> None:
         if big and rx_size < BIG_CHAIN:
             raise IosimError(
@@ -207,6 +242,8 @@ class VirtioNet:
         self.rx_item = rx_item
         self.tx_item = tx_item
         self.frame = frame
+        self.offloads = offloads
+        self.gso_size = GSO_MAX_SEGS * MSS if offloads.tso else MSS
         self.rx: DriverQueue
         self.tx: DriverQueue
         self.rx_device: DeviceQueue
@@ -225,6 +262,7 @@ class VirtioNet:
             allocate(machine.memory, size, align) for _ in range(rx_chains(rx_size, indirect, big))
         ]
         self.tx_free = [allocate(machine.memory, TX_BUFFER, 64) for _ in range(tx_size)]
+        self.data = allocate(machine.memory, SKB_FRAG, 4096)
         self.scheduled = [False, False]
         self.stopped = False
         self.turn = 0
@@ -245,34 +283,88 @@ class VirtioNet:
 
 
 def dev_queue_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, None]:
-    """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
+    """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
+    if s.stream:
+        yield from tcp_write_xmit(d, s, row)
+    else:
+        if not d.offloads.csum:
+            yield spend(GUEST_CHECKSUM, d.frame)
+        yield from hard_start_xmit(d, s, row, False)
+
+
+def tcp_write_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Cut a send call of a stream into the packets that the driver takes; the last of them stands for the request.
+
+    With TSO these are GSO packets. With GSO alone the stack below TCP saw such packets too, and they are segmented
+    just above the driver (validate_xmit_skb). With neither, each segment has gone through the stack by itself.
+    """
+    left = s.size
+    while left > 0:
+        size = d.gso_size
+        if size > left:
+            size = left
+        if left < s.size and not d.offloads.tso and not d.offloads.gso:
+            yield spend(GUEST_STACK_TX)
+        left -= size
+        packet = sized(stream_packet(s.number), size)
+        if left == 0:
+            packet = sized(row, size)
+        if d.offloads.gso and s.size > MSS:
+            yield spend(GSO_SEGMENT)
+        if not d.offloads.csum:
+            yield spend(GUEST_CHECKSUM, size + TCP_HEADERS)
+        yield from hard_start_xmit(d, s, packet, d.offloads.gso and left > 0)
+
+
+def hard_start_xmit(d: VirtioNet, s: Socket, row: int, more: bool) -> Generator[Effect, None, None]:
+    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
     while d.stopped:
         yield wait(s.tx_wake)
     mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
     yield level(SOFTIRQ)
-    yield from start_xmit(d, s, row)
+    yield from start_xmit(d, s, row, more)
     yield level(TASK)
 
 
-def start_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, None]:
-    """Free what was sent, put the packet into the ring, kick if the device asks for it."""
+def start_xmit(d: VirtioNet, s: Socket, row: int, more: bool) -> Generator[Effect, None, None]:
+    """Free what was sent, put the packet into the ring, kick if the device asks for it.
+
+    Segments of one packet come as a list, ``more`` to follow: the device is told of the last, or of a full queue.
+    """
     m = d.machine
     yield from clean_tx(d)
     yield spend(DRIVER_XMIT)
     buffer = d.tx_free.pop()
     m.memory.u64[(buffer >> 3) + 2] = row
     m.memory.u64[(buffer >> 3) + 3] = s.number
-    d.tx.seg_addr[0] = buffer
-    d.tx.seg_len[0] = NET_HDR_LEN + d.frame
-    raise_for(add(d.tx, 1, 0, buffer))
+    raise_for(add(d.tx, skb_to_sgvec(d, row, buffer), 0, buffer))
     mark(m.table, row, d.milestones.available, m.clock.now)
     yield from show_poller(d.backend)
     if d.tx.num_free < 2 + MAX_SKB_FRAGS:
         d.stopped = True
-    if kick_prepare(d.tx):
-        yield from vp_notify(d, TX, row)
-    else:
-        m.counters.n[count.KICKS_SUPPRESSED] += 1
+    if not more or d.stopped:
+        if kick_prepare(d.tx):
+            yield from vp_notify(d, TX, row)
+        else:
+            m.counters.n[count.KICKS_SUPPRESSED] += 1
+
+
+def skb_to_sgvec(d: VirtioNet, packet: int, buffer: int) -> int:
+    """Name the parts of a packet to the ring; return how many. A stream's data lie by themselves, after the headers."""
+    parts = 1
+    d.tx.seg_addr[0] = buffer
+    d.tx.seg_len[0] = NET_HDR_LEN + d.frame
+    left = payload(packet)
+    if left > 0:
+        d.tx.seg_len[0] = NET_HDR_LEN + TCP_HEADERS
+    while left > 0:
+        d.tx.seg_addr[parts] = d.data
+        d.tx.seg_len[parts] = SKB_FRAG
+        if left < SKB_FRAG:
+            d.tx.seg_len[parts] = left
+        left -= d.tx.seg_len[parts]
+        parts += 1
+    return parts
 
 
 def vp_notify(d: VirtioNet, queue: int, row: int) -> Generator[Effect, None, None]:

@@ -77,6 +77,7 @@ NIC_TX: Final = _cost("nic_tx", "physical NIC's driver: one frame to the hardwar
 NIC_RX_DELAY: Final = _cost("nic_rx_delay", "host NIC: DMA and interrupt delay of a received frame")
 HOST_IRQ: Final = _cost("host_irq", "host NIC's interrupt handler and softirq entry")
 HOST_RECEIVE: Final = _cost("host_receive", "physical NIC's driver, NAPI: one frame to the stack")
+GSO_SEGMENT: Final = _cost("gso_segment", "skb_segment, host or guest: one frame of a GSO packet, with its headers")
 WIRE: Final = _cost("wire", "serialization of a frame on the wire")
 
 # The guest kernel
@@ -91,6 +92,7 @@ GUEST_STACK_TX: Final = _cost("guest_stack_tx", "guest: UDP, IP and qdisc for on
 GUEST_STACK_RX: Final = _cost("guest_stack_rx", "guest: IP and UDP for one received packet, into the socket")
 GUEST_WAKEUP: Final = _cost("guest_wakeup", "guest: wake and switch to the waiting application")
 SYS_SENDMSG: Final = _cost("sys_sendmsg", "guest: the system call that sends, copy not included")
+GUEST_CHECKSUM: Final = _cost("guest_checksum", "guest: skb_checksum_help, where the device has no checksum offload")
 SYS_RECVMSG: Final = _cost("sys_recvmsg", "guest: the system call that receives, copy not included")
 GUEST_TIMER: Final = _cost("guest_timer", "guest: the timer interrupt's handler up to the wake-up")
 

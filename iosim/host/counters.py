@@ -42,6 +42,8 @@ SYS_WRITEV: Final = _counter("syscalls.writev")
 SYS_IOCTL: Final = _counter("syscalls.ioctl")
 
 COPIED_BYTES: Final = _counter("copied_bytes")
+WIRE_FRAMES: Final = _counter("wire_frames")
+BACKGROUND_BYTES: Final = _counter("background_bytes")
 POLLED_HALTS: Final = _counter("halts_polled")
 
 NAMES: Final[tuple[str, ...]] = tuple(_names)

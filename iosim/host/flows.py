@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from iosim.requests import RequestTable
+from iosim.host.packets import flow_number
+from iosim.requests import FOREIGN, RequestTable
 
 MASK: Final = 0xFFFFFFFF
 
@@ -41,7 +42,9 @@ def remember(f: Flows, row: int, connection: int) -> None:
 def flow_of(f: Flows, row: int) -> int:
     """Return the flow of a request that is under way."""
     flow = 0
-    if f.count > 1:
+    if row >= FOREIGN:
+        flow = flow_number(row)
+    elif f.count > 1:
         flow = f.connection[row & f.table.mask] % f.count
     return flow
 

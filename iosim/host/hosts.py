@@ -57,7 +57,7 @@ class Property:
     """One property of a host: its value in iosim's units (ps, bit/s, a count, a truth value), and its source."""
 
     name: str
-    value: int | float | bool
+    value: int | float | bool | str
     source: str
     kind: str
     origin: str
@@ -115,6 +115,9 @@ PROPERTY_PARSERS: Final = {
     "wire_propagation": "time",
     "nic_dma": "time",
     "pmd_poll": "time",
+    "nic_tso": "bool",
+    "nic_gso": "bool",
+    "qdisc": "choice",
     "tap_queue": "count",
 }
 
@@ -132,6 +135,9 @@ PROPERTY_MEANINGS: Final = {
     "wire_propagation": "delay of the wire",
     "nic_dma": "from a frame's last bit until a poller of the NIC's ring can see it",
     "pmd_poll": "one iteration of a poll-mode driver's loop in which it finds nothing",
+    "nic_tso": "ethtool -K tso: the host's NIC segments GSO packets; off: the host's kernel does, behind the qdisc",
+    "nic_gso": "ethtool -K gso of the host's NIC: for the host's own sockets; of a guest's packets it is not asked",
+    "qdisc": "queueing discipline of the host's NIC: fifo, or fq (a queue for each flow, in turn)",
     "tap_queue": "packets the tap's queue holds before it drops",
 }
 LOAD_MEANINGS: Final = {
@@ -140,13 +146,14 @@ LOAD_MEANINGS: Final = {
     "wakeup_granularity": "CFS: lead in virtual runtime above which a thread is preempted by one that wakes up",
 }
 """Settings of a run that belong to no host: how its CPUs are shared out, and with whom."""
+QDISCS: Final = ("fifo", "fq")
 LIMITS: Final = {"cpus": 1024, "tap_queue": 1_000_000, "halt_poll_grow": 1000, "halt_poll_shrink": 1000}
 SHORTEST_TIMESLICE: Final = 1_000_000
 """ps: a shorter slice would be all switching."""
 
 
-def parse_property(name: str, value: object, where: str) -> int | float | bool:
-    """Return a property's value in iosim's units: ps, bit/s, a count or a truth value."""
+def parse_property(name: str, value: object, where: str) -> int | float | bool | str:
+    """Return a property's value in iosim's units: ps, bit/s, a count, a truth value or a name."""
     kind = PROPERTY_PARSERS[name]
     if kind == "time":
         time = parse_time(value, where)
@@ -155,6 +162,10 @@ def parse_property(name: str, value: object, where: str) -> int | float | bool:
         return time
     if kind == "rate":
         return parse_rate_bits(value, where)
+    if kind == "choice":
+        if value not in QDISCS:
+            raise unknown("qdisc", str(value), QDISCS, where)
+        return str(value)
     if kind == "bool":
         if not isinstance(value, bool):
             raise IosimError(f"{value!r} is neither true nor false", where)

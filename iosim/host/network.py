@@ -13,6 +13,7 @@ from iosim.host.costs import (
     BRIDGE,
     COPY_COLD,
     COPY_HOT,
+    GSO_SEGMENT,
     HOST_IRQ,
     HOST_RECEIVE,
     NIC_RX_DELAY,
@@ -21,10 +22,25 @@ from iosim.host.costs import (
     TAP_WRITE,
     WIRE,
 )
+from iosim.host.dql import Dql, dql_avail, dql_completed, dql_queued
 from iosim.host.flows import flow_hash, flow_of, reciprocal_scale
 from iosim.host.machine import Machine
+from iosim.host.packets import (
+    GSO_MAX_SEGS,
+    MSS,
+    TCP_HEADERS,
+    bytes_on_wire,
+    flow_number,
+    of_stream,
+    payload,
+    qdisc_pkt_len,
+    segments,
+    sized,
+    stream_packet,
+)
+from iosim.host.qdisc import Qdisc, enqueue, next_flow
 from iosim.host.work import WorkQueue, queue_work, show_poller
-from iosim.requests import mark
+from iosim.requests import FOREIGN, mark
 from iosim.window import drop
 
 QDISC_LIMIT = 1000
@@ -78,8 +94,16 @@ class Network:
         tap_limit: Frames each queue of the tap holds.
         queues: Queues of the tap.
         bypass: The NIC is not the host kernel's: there is nothing but the wire, and who has the NIC serves its ends.
+        flows: Flows that use it, where there are more than those of the requests.
+        qdisc: The queueing discipline of the host's NIC. None: all packets are single frames and there is one queue,
+            so that it makes no difference to the NIC's own.
+        nic_tso: The NIC segments GSO packets.
 
     Attributes:
+        gso_skb: Packets that have left the queueing discipline, segmented if need be, and wait for the NIC.
+        running: Some thread moves packets from the queueing discipline to the NIC.
+        dql: How much the NIC may have; ``sent`` is what it has sent, bytes, ever.
+        tx_done: The channel by which the NIC tells that it has sent something, unless ``tx_irq_pending`` already.
         tap: The tap's queues.
         steering: The tap's queue that each flow's frames are put into (see `automq`).
         to_client: Frames on the wire to the client: rows, with arrival times in ``to_client_at``.
@@ -87,9 +111,10 @@ class Network:
     """
 
     __slots__ = (
-        "client", "frame", "from_client", "from_client_at", "irq", "irq_pending", "machine", "milestones",
-        "nic", "nic_tx", "propagation", "rx_ring", "softirq", "steering", "tap", "to_client", "to_client_at",
-        "wire_bytes", "wire_in",
+        "client", "dql", "frame", "from_client", "from_client_at", "gso_skb", "irq", "irq_pending", "machine",
+        "milestones", "nic", "nic_tso", "nic_tx", "propagation", "qdisc", "queued", "running", "rx_ring", "sent",
+        "softirq", "steering", "tap", "to_client", "to_client_at", "tx_done", "tx_irq_pending", "wire_bytes",
+        "wire_in",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +128,9 @@ class Network:
         tap_limit: int,
         queues: int = 1,
         bypass: bool = False,
+        flows: int = 0,
+        qdisc: Qdisc | None = None,
+        nic_tso: bool = True,
     ) -> None:
         system: System = machine.system
         self.machine = machine
@@ -112,7 +140,16 @@ class Network:
         self.propagation = propagation
         self.tap = [TapQueue(number, tap_limit) for number in range(queues)]
         # tun_automq_select_queue: a flow that has sent nothing yet goes where its hash says.
-        self.steering = [reciprocal_scale(flow_hash(flow), queues) for flow in range(machine.flows.count)]
+        self.steering = [reciprocal_scale(flow_hash(flow), queues) for flow in range(flows or machine.flows.count)]
+        self.queued = qdisc is not None
+        self.qdisc = qdisc or Qdisc(False, 1)
+        self.nic_tso = nic_tso
+        self.gso_skb = Fifo(GSO_MAX_SEGS)
+        self.running = False
+        self.dql = Dql()
+        self.sent = 0
+        self.tx_irq_pending = False
+        self.tx_done = system.channel("host NIC transmit completion")
         self.nic_tx = Fifo(QDISC_LIMIT)
         self.nic = system.channel("host NIC transmit")
         self.to_client = Fifo(QDISC_LIMIT + RX_RING)
@@ -130,6 +167,8 @@ class Network:
             system.process("host NIC transmit", nic_transmit(self))
             system.process("host NIC receive", nic_receive(self))
             system.process("host softirq", host_softirq(self), self.softirq, SOFTIRQ)
+            if self.queued:
+                system.process("host transmit softirq", net_tx_action(self), self.softirq, SOFTIRQ)
 
 
 def copy_cold(net: Network) -> Generator[Effect, None, None]:
@@ -138,10 +177,32 @@ def copy_cold(net: Network) -> Generator[Effect, None, None]:
     yield spend(COPY_COLD, net.frame)
 
 
+def copy_packet(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """Copy one packet that another CPU wrote: a frame, or a GSO packet."""
+    size = packet_len(net, packet)
+    net.machine.counters.n[count.COPIED_BYTES] += size
+    yield spend(COPY_COLD, size)
+
+
+def packet_len(net: Network, packet: int) -> int:
+    """Return the bytes of a packet in memory: a GSO packet has its headers once, an acknowledgement nothing else."""
+    size = net.frame
+    if of_stream(packet):
+        size = payload(packet) + TCP_HEADERS
+    return size
+
+
 def copy_hot(net: Network) -> Generator[Effect, None, None]:
     """Copy one frame that is in this CPU's cache."""
     net.machine.counters.n[count.COPIED_BYTES] += net.frame
     yield spend(COPY_HOT, net.frame)
+
+
+def copy_packet_hot(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """Copy one packet that is in this CPU's cache."""
+    size = packet_len(net, packet)
+    net.machine.counters.n[count.COPIED_BYTES] += size
+    yield spend(COPY_HOT, size)
 
 
 def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, None, None]:
@@ -150,11 +211,86 @@ def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, Non
     if len(net.tap) > 1:
         automq(net, tap, row)
     yield spend(BRIDGE)
-    yield spend(NIC_TX)
-    if put(net.nic_tx, row):
-        yield notify(net.nic)
+    if net.queued:
+        yield from dev_queue_xmit(net, row)
     else:
-        yield from drop(net.machine.window, row)
+        yield spend(NIC_TX)
+        if put(net.nic_tx, row):
+            yield notify(net.nic)
+        else:
+            yield from drop(net.machine.window, row)
+
+
+def dev_queue_xmit(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """Put a packet into the queueing discipline of the NIC, and send what may be sent."""
+    if enqueue(net.qdisc, packet, flow_of(net.machine.flows, packet)):
+        yield from qdisc_run(net)
+    else:
+        yield from drop(net.machine.window, packet)
+
+
+def qdisc_run(net: Network) -> Generator[Effect, None, None]:
+    """Move packets to the NIC until its queue is stopped; one thread at a time does, for all (__qdisc_run)."""
+    if not net.running:
+        net.running = True
+        while net.gso_skb.count + net.qdisc.count > 0 and dql_avail(net.dql) >= 0:
+            if net.gso_skb.count == 0:
+                yield from validate_xmit_skb(net, dequeue(net.qdisc, net.frame))
+            packet = take_first(net.gso_skb)
+            yield spend(NIC_TX)
+            dql_queued(net.dql, packet_bytes(net, packet))
+            put(net.nic_tx, packet)
+            yield notify(net.nic)
+        net.running = False
+
+
+def dequeue(q: Qdisc, frame: int) -> int:
+    """Take the next packet; in ``fq`` its flow pays for every byte that its frames have on the wire."""
+    flow = 0
+    if q.fair:
+        flow = next_flow(q)
+    packet = take_first(q.queue[flow])
+    size = frame
+    if payload(packet) > 0:
+        size = qdisc_pkt_len(payload(packet))
+    q.deficit[flow] -= size
+    q.count -= 1
+    return packet
+
+
+def packet_bytes(net: Network, packet: int) -> int:
+    """Return the bytes of all frames of a packet."""
+    size = net.frame
+    if payload(packet) > 0:
+        size = qdisc_pkt_len(payload(packet))
+    return size
+
+
+def validate_xmit_skb(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """What the queueing discipline gave is for the NIC: segment a GSO packet that it cannot take (skb_gso_segment).
+
+    Its segments go to the NIC one after the other; whatever else waits in the queueing discipline, waits for them all.
+    Whether the NIC has ``gso`` is not asked here: that is for the host's own sockets.
+    """
+    size = payload(packet)
+    if size > MSS and not net.nic_tso:
+        while size > MSS:
+            yield spend(GSO_SEGMENT)
+            put(net.gso_skb, sized(stream_packet(flow_of(net.machine.flows, packet)), MSS))
+            size -= MSS
+        yield spend(GSO_SEGMENT)
+        packet = sized(packet, size)
+    put(net.gso_skb, packet)
+
+
+def net_tx_action(net: Network) -> Generator[Effect, None, None]:
+    """The NIC's transmit completions, moderated as what it receives: the limit is found anew, what waits is sent."""
+    while True:
+        yield wait(net.tx_done)
+        net.tx_irq_pending = False
+        yield spend(HOST_IRQ)
+        dql_completed(net.dql, net.sent)
+        yield from qdisc_run(net)
 
 
 def automq(net: Network, tap: TapQueue, row: int) -> None:
@@ -163,17 +299,31 @@ def automq(net: Network, tap: TapQueue, row: int) -> None:
 
 
 def nic_transmit(net: Network) -> Generator[Effect, None, None]:
-    """The host's NIC: frames leave one after the other."""
+    """The host's NIC: packets leave one after the other."""
     while True:
         while net.nic_tx.count == 0:
             yield wait(net.nic)
-        yield from put_on_wire(net, take_first(net.nic_tx))
+        row = take_first(net.nic_tx)
+        yield from put_on_wire(net, row)
+        if net.queued:
+            net.sent += packet_bytes(net, row)
+            if not net.tx_irq_pending:
+                net.tx_irq_pending = True
+                yield notify_after(net.tx_done, NIC_RX_DELAY)
 
 
 def put_on_wire(net: Network, row: int) -> Generator[Effect, None, None]:
-    """A NIC sends a frame, bit by bit."""
+    """A NIC sends a frame, bit by bit, or all frames of a GSO packet, one after the other (TSO)."""
     m = net.machine
-    yield spend(WIRE, net.wire_bytes)
+    size = payload(row)
+    if size == 0:
+        yield spend(WIRE, net.wire_bytes)
+        m.counters.n[count.WIRE_FRAMES] += 1
+    else:
+        yield spend(WIRE, bytes_on_wire(size))
+        m.counters.n[count.WIRE_FRAMES] += segments(size)
+        if row >= FOREIGN and flow_number(row) == m.flows.count:
+            m.counters.n[count.BACKGROUND_BYTES] += size
     mark(m.table, row, net.milestones.on_wire, m.clock.now)
     put(net.to_client, row)
     put(net.to_client_at, m.clock.now + net.propagation)

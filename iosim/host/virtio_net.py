@@ -14,7 +14,7 @@ from iosim.host import counters as count
 from iosim.host.costs import QEMU_NET_QUEUE, QEMU_VIRTIO_PACKET, REARM_WINDOW, SYS_READ, SYS_WRITE
 from iosim.host.machine import Machine
 from iosim.host.main_loop import NEVER, MainLoop, notify_event
-from iosim.host.network import Network, TapQueue, copy_cold, copy_hot, tap_transmit
+from iosim.host.network import Network, TapQueue, copy_packet, copy_packet_hot, packet_len, tap_transmit
 from iosim.host.virtio_pci import VirtioPci, virtio_notify_vector
 from iosim.host.work import queue_work
 from iosim.requests import mark
@@ -194,7 +194,7 @@ def flush_tx(q: QemuVirtioNet) -> Generator[Effect, None, int]:
             yield spend(QEMU_NET_QUEUE)
         m.counters.n[count.SYS_WRITEV] += 1
         yield spend(SYS_WRITE)
-        yield from copy_cold(q.network)
+        yield from copy_packet(q.network, row)
         yield from tap_transmit(q.network, q.tap, row)
         mark(m.table, row, q.milestones.processed, m.clock.now)
         push(q.tx, head, 0)
@@ -216,9 +216,9 @@ def receive(q: QemuVirtioNet, row: int) -> Generator[Effect, None, None]:
     if some:
         head = raise_for(pop(q.rx))
         yield spend(QEMU_VIRTIO_PACKET)
-        yield from copy_hot(q.network)
+        yield from copy_packet_hot(q.network, row)
         m.memory.u64[packet_at(q.rx) >> 3] = row
-        push(q.rx, head, q.network.frame)
+        push(q.rx, head, packet_len(q.network, row))
         mark(m.table, row, q.milestones.rx_used, m.clock.now)
         signalled = yield from virtio_notify(q, q.rx, RX)
         if signalled:

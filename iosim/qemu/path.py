@@ -34,7 +34,7 @@ _WITHOUT_NOTE = frozenset(
     name_list("""
         mac tx rx_queue_size tx_queue_size event_idx indirect_desc x-txburst x-txtimer ioeventfd packed mq vectors
         mrg_rxbuf disable-modern multifunction bootindex romfile rombar romsize status speed duplex acpi-index
-        mitigation autonegotiation
+        mitigation autonegotiation csum host_tso4
     """)
 )
 
@@ -53,11 +53,11 @@ def network_path(machine: Machine) -> Path:
 
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
     ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.packed``, ``device.indirect`` (QEMU's
-    indirect_desc), ``device.mrg_rxbuf``, ``device.vectors``, ``device.disable_modern``, ``device.ioeventfd``,
-    ``device.tx``, ``device.tx_timer`` (QEMU's x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst),
-    ``device.poll_us`` (the tap's poll-us), ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub``
-    (joined by ``-net``), ``device.queues`` (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong
-    to).
+    indirect_desc), ``device.mrg_rxbuf``, ``device.csum``, ``device.host_tso4`` and ``device.vnet_hdr`` (offloads),
+    ``device.vectors``, ``device.disable_modern``, ``device.ioeventfd``, ``device.tx``, ``device.tx_timer`` (QEMU's
+    x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst), ``device.poll_us`` (the tap's poll-us),
+    ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``), ``device.queues``
+    (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong to).
 
     Raises:
         IosimError: iosim has no model of what the machine asks for; says which part, and what there is.
@@ -214,6 +214,11 @@ def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
     for name, key in (("event_idx", "event_idx"), ("packed", "packed"), ("indirect_desc", "indirect")):
         if name in nic.properties:
             settings[f"device.{key}"] = _is_on(nic, name, True)
+    for name in ("csum", "host_tso4"):
+        if name in nic.properties:
+            settings[f"device.{name}"] = _is_on(nic, name, True)
+    if not nic.vnet_hdr and not nic.through_hub:
+        settings["device.vnet_hdr"] = False
     if not _is_on(nic, "mrg_rxbuf", True) and _guest_gso(nic):
         settings["device.mrg_rxbuf"] = False
     if "disable-modern" in nic.properties:

@@ -13,9 +13,10 @@ from iosim.host.costs import GUEST_TIMER, GUEST_WAKEUP, INTERARRIVAL, THINK_TIME
 from iosim.host.flows import remember
 from iosim.host.kvm import Vcpu, arm_timer, deliver_interrupt, eoi_edge, irq_enter, irq_return
 from iosim.host.machine import Machine
+from iosim.host.packets import LAST, stream_packet
 from iosim.window import complete, drop, new_request
 from iosim.workload.client import BACKLOG, Client, return_credit
-from iosim.workload.spec import RX, TX, Workload
+from iosim.workload.spec import RX, STREAM, TX, Workload
 
 
 class Application:
@@ -25,9 +26,10 @@ class Application:
         machine, socket, client, workload: What it belongs to. It runs on the socket's vCPU.
         runqueue, task: Where it stands in line for that, and as which task.
         timer: The timer of its vCPU.
+        kind: What it does, where that is not the workload's own.
 
     Attributes:
-        kind: ``RR``, ``TX`` or ``RX``.
+        kind: ``RR``, ``TX``, ``RX`` or ``STREAM``.
         arrivals: Packets of an open loop that are due: rows.
         armed: The guest has set its timer for the next one.
     """
@@ -45,6 +47,7 @@ class Application:
         client: Client,
         workload: Workload,
         timer: GuestTimer,
+        kind: int = -1,
     ) -> None:
         self.machine = machine
         self.runqueue = runqueue
@@ -52,7 +55,7 @@ class Application:
         self.vcpu = socket.vcpu
         self.socket = socket
         self.client = client
-        self.kind = workload.kind
+        self.kind = workload.kind if kind < 0 else kind
         self.open_loop = workload.open_loop
         self.timer = timer
         self.arrivals = Fifo(BACKLOG)
@@ -110,6 +113,8 @@ def next_packet(a: Application) -> Generator[Effect, None, int]:
             row = yield from next_arrival(a)
         else:
             row = yield from next_in_closed_loop(a)
+    elif a.kind == STREAM:
+        row = yield from next_in_stream(a)
     else:
         row = yield from recvmsg(a.socket)
         if a.kind == RX:
@@ -132,6 +137,17 @@ def next_in_closed_loop(a: Application) -> Generator[Effect, None, int]:
     if a.machine.flows.count > 1:
         remember(a.machine.flows, row, s.number)
     return row
+
+
+def next_in_stream(a: Application) -> Generator[Effect, None, int]:
+    """The next send call of the background stream as soon as its window has room; it is no request."""
+    s = a.socket
+    while s.credits == 0:
+        yield wait(s.writable)
+        if s.credits > 0:
+            yield spend(GUEST_WAKEUP)
+    s.credits -= 1
+    return stream_packet(s.number) | LAST
 
 
 def next_arrival(a: Application) -> Generator[Effect, None, int]:

@@ -11,13 +11,14 @@ from iosim.host.hosts import Host
 from iosim.host.kvm import Vcpu
 from iosim.host.machine import Machine
 from iosim.host.network import Network
+from iosim.host.qdisc import Qdisc
 from iosim.requests import RequestTable, Stage
 from iosim.ring.memory import GuestMemory
 from iosim.window import Window
 from iosim.workload.application import Application, GuestTimer, Timetable
 from iosim.workload.client import Client
 from iosim.workload.path import Milestones
-from iosim.workload.spec import TX, Workload
+from iosim.workload.spec import STREAM, TX, Workload
 
 RINGS = 256 << 10
 """Bytes of guest memory for rings: the largest, of 4096 descriptors both ways, fit well."""
@@ -91,6 +92,8 @@ class NetworkRoom:
             for number in range(vcpus)
         ]
         self.vcpu = self.vcpus[0]
+        flows = workload.flows + (workload.background > 0)
+        fair = p["qdisc"].value == "fq"
         self.network = Network(
             self.machine,
             self.milestones,
@@ -100,12 +103,28 @@ class NetworkRoom:
             tap_limit=max(1, int(p["tap_queue"].value)),
             queues=pairs,
             bypass=bypass,
+            flows=flows,
+            qdisc=Qdisc(fair, flows) if (fair or workload.streams) and not bypass else None,
+            nic_tso=bool(p["nic_tso"].value),
         )
         self.machine.parts["network"] = self.network
         self.sockets = [
-            Socket(self.machine, self.milestones, self.vcpus[i % pairs % vcpus], workload.size, workload.depth, i)
+            Socket(
+                self.machine,
+                self.milestones,
+                self.vcpus[i % pairs % vcpus],
+                workload.size,
+                workload.depth,
+                i,
+                workload.stream,
+            )
             for i in range(workload.flows)
         ]
+        if workload.background:
+            # The stream's is the flow after the others.
+            i = workload.flows
+            vcpu, size, window = self.vcpus[i % pairs % vcpus], workload.background, workload.background_depth
+            self.sockets.append(Socket(self.machine, self.milestones, vcpu, size, window, i, stream=True))
         self.socket = self.sockets[0]
         self.client = Client(self.machine, self.network, self.milestones, workload)
         self.applications: list[Application] = []
@@ -115,10 +134,11 @@ class NetworkRoom:
         for s in self.sockets:
             task = by_vcpu[s.vcpu.number].index(s)
             runqueue = runqueues[s.vcpu.number]
-            a = Application(self.machine, s, runqueue, task, self.client, workload, timers[s.vcpu.number])
+            kind = STREAM if s.number == workload.flows else workload.kind
+            a = Application(self.machine, s, runqueue, task, self.client, workload, timers[s.vcpu.number], kind)
             self.applications.append(a)
         self.application = self.applications[0]
         if workload.kind == TX and workload.open_loop:
-            Timetable(self.machine, self.applications)
+            Timetable(self.machine, self.applications[: workload.flows])
             for each in timers:
                 each.install()

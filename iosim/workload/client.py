@@ -16,8 +16,9 @@ from iosim.fifo import Fifo, put, take_first
 from iosim.host.costs import CLIENT_RECEIVE, CLIENT_SEND, INTERARRIVAL, PEER_DELAY, WIRE
 from iosim.host.flows import flow_of, remember
 from iosim.host.machine import Machine
-from iosim.host.network import Network
-from iosim.requests import last_milestone, mark
+from iosim.host.network import QDISC_LIMIT, RX_RING, Network
+from iosim.host.packets import LAST, TCP_HEADERS, WIRE_OVERHEAD, ends_call, payload, request_of, stream_packet
+from iosim.requests import FOREIGN, last_milestone, mark
 from iosim.window import complete, drop, new_request
 from iosim.workload.path import Milestones
 from iosim.workload.spec import RR, RX, Workload
@@ -39,11 +40,14 @@ class Client:
         credits: Packets of each flow that may still be sent in a closed loop, in ``rx``.
         credit: The channel of each flow's sender.
         wire: Who sends a frame has it.
+        streams: Packets of TCP streams come in, and are acknowledged.
+        arriving, arriving_at: The ends of send calls on their way to it in ``tx`` and ``rx``, with arrival times.
+        arrival: The channel notified when there is one.
     """
 
     __slots__ = (
-        "credit", "credits", "kind", "lost", "machine", "milestones", "network", "open_loop", "pending", "reply",
-        "send", "sending", "wire", "work",
+        "arrival", "arriving", "arriving_at", "credit", "credits", "kind", "lost", "machine", "milestones", "network",
+        "open_loop", "pending", "reply", "send", "sending", "streams", "wire", "work",
     )  # fmt: skip
 
     def __init__(self, machine: Machine, network: Network, milestones: Milestones, workload: Workload) -> None:
@@ -59,6 +63,10 @@ class Client:
         self.send = system.channel("client wire")
         self.sending = Fifo(BACKLOG)
         self.wire = system.lock("client wire")
+        self.streams = workload.streams
+        self.arriving = Fifo(QDISC_LIMIT + RX_RING)
+        self.arriving_at = Fifo(QDISC_LIMIT + RX_RING)
+        self.arrival = system.channel("client stream")
         self.reply: list[int] = []
         self.lost: list[bool] = []
         self.work: list[Fifo] = []
@@ -85,6 +93,9 @@ class Client:
                     system.process(instance("packet sender", flow), rx_sender(self, flow))
         else:
             system.process("client NIC", packet_sink(self))
+            if workload.streams:
+                system.process("client wire", client_wire(self))
+                system.process("client stream", stream_sink(self))
         system.process("lost requests", lost_requests(self))
 
 
@@ -148,7 +159,10 @@ def client_wire(c: Client) -> Generator[Effect, None, None]:
         while c.sending.count == 0:
             yield wait(c.send)
         row = take_first(c.sending)
-        yield spend(WIRE, net.wire_bytes)
+        size = net.wire_bytes
+        if row >= FOREIGN:
+            size = TCP_HEADERS + WIRE_OVERHEAD
+        yield spend(WIRE, size)
         put(net.from_client, row)
         put(net.from_client_at, c.machine.clock.now + net.propagation)
         yield notify(net.wire_in)
@@ -163,11 +177,15 @@ def client_nic(c: Client) -> Generator[Effect, None, None]:
             yield wait(net.client)
         row = take_first(net.to_client)
         yield sleep_until(take_first(net.to_client_at))
-        mark(m.table, row, c.milestones.client_arrived, m.clock.now)
-        i = m.flows.connection[row & m.table.mask]
-        if c.open_loop:
-            put(c.work[i], row)
-        yield notify(c.reply[i])
+        if row >= FOREIGN:
+            if ends_call(row):
+                yield from acknowledge(c, row)
+        else:
+            mark(m.table, row, c.milestones.client_arrived, m.clock.now)
+            i = m.flows.connection[row & m.table.mask]
+            if c.open_loop:
+                put(c.work[i], row)
+            yield notify(c.reply[i])
 
 
 def packet_sink(c: Client) -> Generator[Effect, None, None]:
@@ -177,8 +195,34 @@ def packet_sink(c: Client) -> Generator[Effect, None, None]:
         while net.to_client.count == 0:
             yield wait(net.client)
         row = take_first(net.to_client)
-        take_first(net.to_client_at)
-        yield from complete(c.machine.window, row, c.machine.clock.now)
+        arrives = take_first(net.to_client_at)
+        if ends_call(row):
+            put(c.arriving, row)
+            put(c.arriving_at, arrives)
+            yield notify(c.arrival)
+        if payload(row) > 0:
+            row = request_of(row)
+        if row >= 0:
+            yield from complete(c.machine.window, row, c.machine.clock.now)
+
+
+def stream_sink(c: Client) -> Generator[Effect, None, None]:
+    """The receiver of a stream: acknowledges each send call whose last bit has arrived.
+
+    A receiver with GRO acknowledges once for what it gets together; the stack below its socket takes it no time.
+    """
+    while True:
+        while c.arriving.count == 0:
+            yield wait(c.arrival)
+        row = take_first(c.arriving)
+        yield sleep_until(take_first(c.arriving_at))
+        yield from acknowledge(c, row)
+
+
+def acknowledge(c: Client, row: int) -> Generator[Effect, None, None]:
+    """Send an acknowledgement for the send call that the packet ends."""
+    put(c.sending, stream_packet(flow_of(c.machine.flows, row)) | LAST)
+    yield notify(c.send)
 
 
 def rx_arrivals(c: Client) -> Generator[Effect, None, None]:
@@ -238,7 +282,10 @@ def lost_requests(c: Client) -> Generator[Effect, None, None]:
         while window.lost.count == 0:
             yield wait(window.losses)
         row = take_first(window.lost)
-        if c.kind == RR and not c.open_loop:
+        if c.streams and ends_call(row):
+            # A segment or an acknowledgement: as if it had been sent again, and arrived.
+            yield from acknowledge(c, row)
+        elif c.kind == RR and not c.open_loop:
             i = flows.connection[row & window.table.mask]
             c.lost[i] = True
             yield notify(c.reply[i])

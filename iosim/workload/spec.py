@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from iosim.host.packets import TCP_HEADERS, WIRE_OVERHEAD
+
 RR: Final = 0
 TX: Final = 1
 RX: Final = 2
+STREAM: Final = 3
+"""Not a workload of its own: what the application of a background stream does."""
 
 MEANINGS: Final[dict[str, str]] = {
     "rr": "request/response: a client outside sends, the guest echoes; one request is one round trip",
@@ -30,8 +34,10 @@ HEADERS: Final = 42
 """Bytes of Ethernet (14), IPv4 (20) and UDP (8) headers before the payload."""
 MIN_FRAME: Final = 60
 """The shortest Ethernet frame without its check sequence, bytes (IEEE 802.3)."""
-WIRE_OVERHEAD: Final = 24
-"""Bytes on the wire besides the frame: preamble 8, check sequence 4, inter-packet gap 12 (IEEE 802.3)."""
+MAX_SEND: Final = 65536
+"""Bytes of a send call of a TCP stream."""
+STREAM_DEPTH: Final = 16
+"""Send calls of a stream that may be unacknowledged (assumed: 1 MiB of 64 KiB each, a window after its start)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Workload:
         think_time: ps that the guest's application works on a request before it answers or sends.
         peer_delay: ps that the client waits after a reply before its next request (closed loops).
         flows: Sockets in the guest, each with an application of its own, and their peers.
+        background: Bytes of each send call of a TCP stream that the guest sends besides; 0: there is none.
+        background_depth: Send calls of it that may be unacknowledged.
     """
 
     name: str
@@ -57,6 +65,18 @@ class Workload:
     think_time: int
     peer_delay: int
     flows: int = 1
+    background: int = 0
+    background_depth: int = STREAM_DEPTH
+
+    @property
+    def stream(self) -> bool:
+        """Whether a request is a send call of a TCP stream, and not a UDP packet: it does not fit one frame."""
+        return self.kind == TX and self.size > MAX_PAYLOAD
+
+    @property
+    def streams(self) -> bool:
+        """Whether there are packets of any TCP stream."""
+        return self.stream or self.background > 0
 
     @property
     def kind(self) -> int:
@@ -70,8 +90,11 @@ class Workload:
 
     @property
     def frame(self) -> int:
-        """Bytes of a frame in memory: headers and payload, padded to the shortest."""
-        return max(MIN_FRAME, HEADERS + self.size)
+        """Bytes of a request's frame in memory: headers and payload, padded to the shortest.
+
+        Of a stream it is an acknowledgement's: its own packets say their sizes themselves.
+        """
+        return TCP_HEADERS if self.stream else max(MIN_FRAME, HEADERS + self.size)
 
     @property
     def wire_bytes(self) -> int:
