@@ -30,10 +30,11 @@ from iosim.host.costs import (
     SOFTIRQ_ENTRY,
 )
 from iosim.host.flows import flow_of
+from iosim.host.frames import MSS, TCP_HEADERS
 from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_edge, eoi_level, irq_enter, irq_return, kick
 from iosim.host.machine import Machine
-from iosim.host.packets import GSO_MAX_SEGS, MSS, TCP_HEADERS, payload, sized, stream_packet
+from iosim.host.packets import GSO_MAX_SEGS, payload, sized, stream_packet
 from iosim.host.virtio_net import QemuVirtioNet, virtio_queue_notify
 from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, read_isr, write_to_qemu
 from iosim.host.work import WorkQueue, show_poller

@@ -24,11 +24,10 @@ from iosim.host.costs import (
 )
 from iosim.host.dql import Dql, dql_avail, dql_completed, dql_queued
 from iosim.host.flows import flow_hash, flow_of, reciprocal_scale
+from iosim.host.frames import MSS, TCP_HEADERS
 from iosim.host.machine import Machine
 from iosim.host.packets import (
     GSO_MAX_SEGS,
-    MSS,
-    TCP_HEADERS,
     bytes_on_wire,
     flow_number,
     of_stream,

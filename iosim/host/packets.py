@@ -11,16 +11,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from iosim.host.frames import MSS, TCP_HEADERS, WIRE_OVERHEAD
 from iosim.requests import ALL, FOREIGN, ROW_BITS
 
-TCP_HEADERS: Final = 66
-"""Bytes of Ethernet (14), IPv4 (20) and TCP (32, with time stamps: Linux's default) headers of each segment."""
-MSS: Final = 1448
-"""Payload bytes of a full segment: 1500 less IPv4 and TCP headers."""
 GSO_MAX_SEGS: Final = 45
 """Full segments in a GSO packet: what 65536 bytes hold, headers included (Linux GSO_LEGACY_MAX_SIZE)."""
-WIRE_OVERHEAD: Final = 24
-"""Bytes on the wire besides a frame: preamble 8, check sequence 4, inter-packet gap 12 (IEEE 802.3)."""
 
 SIZE_BITS: Final = 16
 FLOW_SHIFT: Final = ROW_BITS + SIZE_BITS

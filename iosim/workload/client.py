@@ -15,9 +15,10 @@ from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
 from iosim.host.costs import CLIENT_RECEIVE, CLIENT_SEND, INTERARRIVAL, PEER_DELAY, WIRE
 from iosim.host.flows import flow_of, remember
+from iosim.host.frames import TCP_HEADERS, WIRE_OVERHEAD
 from iosim.host.machine import Machine
 from iosim.host.network import QDISC_LIMIT, RX_RING, Network
-from iosim.host.packets import LAST, TCP_HEADERS, WIRE_OVERHEAD, ends_call, payload, request_of, stream_packet
+from iosim.host.packets import LAST, ends_call, payload, request_of, stream_packet
 from iosim.requests import FOREIGN, last_milestone, mark
 from iosim.window import complete, drop, new_request
 from iosim.workload.path import Milestones

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from iosim.host.packets import TCP_HEADERS, WIRE_OVERHEAD
+from iosim.host.frames import TCP_HEADERS, WIRE_OVERHEAD
 
 RR: Final = 0
 TX: Final = 1

@@ -11,8 +11,9 @@ import pytest
 import iosim
 from iosim.fifo import take_first
 from iosim.host.dql import Dql, dql_avail, dql_completed, dql_queued
+from iosim.host.frames import MSS, TCP_HEADERS
 from iosim.host.hosts import load
-from iosim.host.packets import MSS, TCP_HEADERS, bytes_on_wire, payload, segments, sized, stream_packet
+from iosim.host.packets import bytes_on_wire, payload, segments, sized, stream_packet
 from iosim.host.qdisc import Qdisc, enqueue, next_flow
 from iosim.run import run as run_specification
 from iosim.specification import specify
