@@ -21,7 +21,7 @@ from iosim.host.costs import (
     TAP_WRITE,
     WIRE,
 )
-from iosim.host.flows import flow_hash, flow_of, reciprocal_scale
+from iosim.host.flows import flow_hash, flow_of, reciprocal_scale, rss_queue
 from iosim.host.machine import Machine
 from iosim.host.work import WorkQueue, queue_work, show_poller
 from iosim.requests import mark
@@ -76,12 +76,12 @@ class Network:
         wire_bytes: Bytes of a frame on the wire.
         propagation: ps from one end of the wire to the other.
         tap_limit: Frames each queue of the tap holds.
-        queues: Queues of the tap.
+        queues: Queues of the tap, or of the NIC where packets bypass the host's kernel.
         bypass: The NIC is not the host kernel's: there is nothing but the wire, and who has the NIC serves its ends.
 
     Attributes:
         tap: The tap's queues.
-        steering: The tap's queue that each flow's frames are put into (see `automq`).
+        steering: The queue that each flow's frames are put into: the tap's (see `automq`), or the NIC's (RSS).
         to_client: Frames on the wire to the client: rows, with arrival times in ``to_client_at``.
         client: The channel notified when a frame leaves for the client.
     """
@@ -111,8 +111,9 @@ class Network:
         self.wire_bytes = wire_bytes
         self.propagation = propagation
         self.tap = [TapQueue(number, tap_limit) for number in range(queues)]
-        # tun_automq_select_queue: a flow that has sent nothing yet goes where its hash says.
-        self.steering = [reciprocal_scale(flow_hash(flow), queues) for flow in range(machine.flows.count)]
+        # tun_automq_select_queue: a flow that has sent nothing yet goes where its hash says. In a NIC all do, always.
+        spread = rss_queue if bypass else reciprocal_scale
+        self.steering = [spread(flow_hash(flow), queues) for flow in range(machine.flows.count)]
         self.nic_tx = Fifo(QDISC_LIMIT)
         self.nic = system.channel("host NIC transmit")
         self.to_client = Fifo(QDISC_LIMIT + RX_RING)
