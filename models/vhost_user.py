@@ -20,12 +20,11 @@ from typing import Final
 
 from pydantic import Field
 
-from iosim.effects import TASK, Effect, notify, spend
+from iosim.effects import Effect, notify, spend
 from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.fifo import put, take_first
-from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet, dev_queue_xmit, packet_buffers, transports
+from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet
 from iosim.host import counters as count
 from iosim.host.costs import PMD_NIC, PMD_VHOST, SYS_WRITE, VHOST_SIGNAL
 from iosim.host.hosts import Host
@@ -40,11 +39,10 @@ from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, fill, flush, pop, set_notification, should_notify
 from iosim.settings import MOST_QUEUE_PAIRS, VirtioQueuePairs, Whole
 from iosim.window import drop
-from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
+from iosim.workload.virtio import applications, guest_memory, virtio_net
 
 MAX_PKT_BURST: Final = 32
 """Packets of a burst (DPDK testpmd; Open vSwitch's NETDEV_MAX_BURST)."""
@@ -114,15 +112,6 @@ class PmdThread:
     def __init__(self, loop: PollLoop, pairs: list[VhostUser]) -> None:
         self.loop = loop
         self.pairs = pairs
-
-
-def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 def pmd(t: PmdThread) -> Generator[Effect, None, None]:
@@ -236,9 +225,7 @@ def build(host: Host, workload: Workload, settings: VhostUserSettings, vcpus: in
             f"others would do nothing; give {pairs}, or more device.queues",
             "device.pmd_threads",
         )
-    big = not settings.mrg_rxbuf
-    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big)
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus, bypass=True)
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, guest_memory(settings), pairs, vcpus, bypass=True)
     period = int(host.properties["pmd_poll"].value)
     if period < 1000:
         raise IosimError("an iteration of the poll-mode loop takes time: at least 1ns", "host.pmd_poll")
@@ -250,45 +237,20 @@ def build(host: Host, workload: Workload, settings: VhostUserSettings, vcpus: in
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
     # QEMU's main loop has nothing to do but with INTx: kicks go to an ioeventfd, messages come by irqfd.
     qemu = MainLoop(room.machine, items=PAIR * pairs, runs=mode == INTX)
-    softnets, pcis = transports(
-        room.machine, room.vcpus, qemu, pairs, mode=mode, legacy=settings.disable_modern, ioeventfd=True
-    )
-    drivers: list[VirtioNet] = []
-    for i in range(pairs):
-        driver = VirtioNet(
-            room.machine,
-            softnets[i],
-            i,
-            room.sockets,
-            room.sockets[i::pairs],
-            room.milestones,
-            pcis[i],
-            loops[i % threads].rings,
-            RX,
-            TX,
-            rx_size=settings.rx_queue_size,
-            tx_size=settings.tx_queue_size,
-            event_idx=settings.event_idx,
-            packed=settings.packed,
-            indirect=settings.indirect,
-            big=big,
-            frame=workload.frame,
-        )
-        drivers.append(driver)
-        room.machine.parts[instance("driver", i)] = driver
+    drivers = virtio_net(room, qemu, settings, [loops[i % threads].rings for i in range(pairs)])
+    for driver in drivers:
         # With EVENT_IDX that is an event index which nobody moves: the driver passes it, and kicks, every 65536
         # packets, with the first one first. Nobody listens.
         set_notification(driver.rx_device, False)
         set_notification(driver.tx_device, False)
-    for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, drivers[i % pairs]), a.vcpu.thread, TASK)
+    applications(room, drivers)
     room.system.process("NIC transmit", nic_transmit(room.network))
     process = [VhostUser(room, nic[i], i, drivers[i], settings) for i in range(pairs)]
     for t in range(threads):
         thread = room.system.thread("pmd" if threads == 1 else f"pmd-{t}")
         room.system.process(instance("pmd", t), pmd(PmdThread(loops[t], process[t::threads])), thread)
     if mode == INTX:
-        room.system.process("qemu main loop", guest_notifiers(pcis[0]), qemu.thread)
+        room.system.process("qemu main loop", guest_notifiers(drivers[0].pci), qemu.thread)
     return room.machine
 
 
