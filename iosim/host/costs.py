@@ -132,8 +132,9 @@ def new_cost(name: str, meaning: str) -> int:
         ValueError: Another cost has the name. The same once more is the same cost.
 
     Example:
-        >>> card = new_cost("example_card", "an example's card: one packet")
-        >>> NAMES[card], card == new_cost("example_card", "an example's card: one packet")
+        >>> from iosim.host import costs
+        >>> card = costs.new_cost("example_card", "an example's card: one packet")
+        >>> costs.NAMES[card], card == costs.new_cost("example_card", "an example's card: one packet")
         ('example_card', True)
     """
     global NAMES, MEANINGS
