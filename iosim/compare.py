@@ -215,7 +215,7 @@ def specify_all(
             a.model,
             workload=workload,
             host=host,
-            settings={**common, **a.settings, **{k: v for k, v in devices.items() if k in keys}},
+            settings={**a.settings, **common, **{k: v for k, v in devices.items() if k in keys}},
         )
         for a, keys in zip(asked, known, strict=True)
     ]

@@ -20,7 +20,6 @@ from iosim.settings import (
     GuestSettings,
     RunSettings,
     Settings,
-    VirtioQueuePairs,
     WorkloadSettings,
     check,
     keys,
@@ -197,7 +196,7 @@ def specify(
     applied, constant = _host(chosen, groups["host"], found)
     cpus = int(applied.properties["cpus"].value)
     device: Settings = check(found.settings, groups["device"], "device")
-    pairs = device.queues if isinstance(device, VirtioQueuePairs) else 1
+    pairs = int(getattr(device, "queues", 1)) if found.smp else 1
     specification = Specification(
         model=found,
         host=applied,

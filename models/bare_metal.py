@@ -5,6 +5,8 @@ a physical NIC of its own. Sending: the driver fills a descriptor and writes the
 the packet by DMA and puts it on the wire. Receiving: the NIC writes the packet into memory and, after its moderation,
 sends its message; the CPU takes it through its IDT, the handler schedules NAPI. An idle CPU halts, and an interrupt
 ends that within a fraction of a microsecond. Nothing exits: there is nowhere to exit to.
+
+With several queue pairs each has a CPU (``guest.vcpus`` of them: ``cpu0``, ``cpu1``, ...) and a vector of its own.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from collections.abc import Generator
 from typing import Final
 
 from iosim.effects import TASK, Effect, wait
-from iosim.guest.ixgbe import VECTOR, IxgbeDriver, dev_queue_xmit
+from iosim.engine.system import instance
+from iosim.guest.ixgbe import IxgbeDriver, dev_queue_xmit, ixgbe_probe
 from iosim.guest.socket import sendmsg
 from iosim.host.hosts import Host
 from iosim.host.ixgbe import Ixgbe, message_sent
-from iosim.host.kvm import Vcpu, deliver_interrupt
+from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
 from iosim.model import Model
 from iosim.requests import Stage
@@ -54,28 +57,31 @@ def application(a: Application, driver: IxgbeDriver) -> Generator[Effect, None, 
         row = yield from next_packet(a)
         if a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, row)
+            yield from dev_queue_xmit(driver, a.socket, row)
 
 
-def msi(nic: Ixgbe, cpu: Vcpu) -> Generator[Effect, None, None]:
-    """The NIC's message, a write to the CPU's local APIC."""
+def msi(d: IxgbeDriver) -> Generator[Effect, None, None]:
+    """The message of one of the NIC's queue pairs, a write to its CPU's local APIC."""
     while True:
-        yield wait(nic.msi)
-        message_sent(nic)
-        yield from deliver_interrupt(cpu, VECTOR)
+        yield wait(d.queue.msi)
+        message_sent(d.queue)
+        yield from deliver_interrupt(d.vcpu, d.vector)
 
 
-def build(host: Host, workload: Workload, settings: BareMetalSettings) -> Machine:
+def build(host: Host, workload: Workload, settings: BareMetalSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
-    buffers = settings.tx_descriptors + settings.rx_descriptors
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, 1, buffers, bypass=True, native=True)
-    nic = Ixgbe(
-        room.machine, room.network, room.milestones, tx_size=settings.tx_descriptors, rx_size=settings.rx_descriptors
+    pairs = settings.queues
+    tx_size, rx_size = settings.tx_descriptors, settings.rx_descriptors
+    room = NetworkRoom(
+        host, workload, RX_STAGES, TX_STAGES, 1, tx_size + rx_size, pairs, vcpus, bypass=True, native=True
     )
-    driver = IxgbeDriver(room.machine, room.vcpu, room.socket, nic, room.milestones)
+    nic = Ixgbe(room.machine, room.network, room.milestones, pairs, tx_size=tx_size, rx_size=rx_size)
+    drivers = ixgbe_probe(room.machine, room.vcpus, room.sockets, room.milestones, nic)
     room.machine.parts["device"] = nic
-    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
-    room.system.process("NIC message", msi(nic, room.vcpu))
+    for i, a in enumerate(room.applications):
+        room.system.process(instance("application", i), application(a, drivers[i % pairs]), a.vcpu.thread, TASK)
+    for i, driver in enumerate(drivers):
+        room.system.process(instance("NIC message", i), msi(driver))
     return room.machine
 
 
@@ -84,4 +90,5 @@ MODEL: Final = Model(
     summary="no guest: application and driver on the host itself, with a physical NIC; the reference",
     settings=BareMetalSettings,
     build=build,
+    smp=True,
 )

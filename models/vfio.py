@@ -12,6 +12,9 @@ packet into the guest's buffer. Only its message cannot reach the guest by itsel
   thread sleeps has a wake-up vector in the descriptor instead: the host's handler for that wakes the thread.
 
 Translation by the IOMMU costs nothing here: it is within the NIC's DMA, and the guest's memory is mapped once for all.
+
+With several queue pairs each has its vector, on a vCPU of its own. Remapped, each is a vector of the host too, on a CPU
+of the host (``host-irq-0``, ``host-irq-1``, ...); the wake-up vector is that of the CPU on which the vCPU slept.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from typing import Final, Literal
 from pydantic import Field
 
 from iosim.effects import HARDIRQ, TASK, Effect, notify, notify_after, spend, wait
+from iosim.engine.system import instance
 from iosim.errors import IosimError
-from iosim.guest.ixgbe import VECTOR, IxgbeDriver, dev_queue_xmit
+from iosim.guest.ixgbe import IxgbeDriver, dev_queue_xmit, ixgbe_probe
 from iosim.guest.socket import sendmsg
 from iosim.host.costs import CPU_IDLE_EXIT, HOST_VECTOR, POSTED_INTERRUPT
 from iosim.host.hosts import Host
@@ -65,21 +69,37 @@ class VfioSettings(NicDescriptors):
     )
 
 
-class Vfio:
-    """The NIC's way to interrupt the guest.
+class Wakeup:
+    """The vector of the host by which a sleeping vCPU is woken (POSTED_INTR_WAKEUP_VECTOR).
 
     Attributes:
-        irq: The channel of the host's vector for the NIC.
-        wakeup: That of the vector by which a sleeping vCPU is woken (POSTED_INTR_WAKEUP_VECTOR).
+        irq: The channel of the vector.
     """
 
-    __slots__ = ("irq", "nic", "vcpu", "wakeup")
+    __slots__ = ("irq", "vcpu")
 
-    def __init__(self, machine: Machine, nic: Ixgbe, vcpu: Vcpu) -> None:
-        self.nic = nic
+    def __init__(self, machine: Machine, vcpu: Vcpu) -> None:
         self.vcpu = vcpu
-        self.irq = machine.system.channel("host vector of the NIC")
-        self.wakeup = machine.system.channel("host wake-up vector")
+        self.irq = machine.system.channel(instance("host wake-up vector", vcpu.number))
+
+
+class Vfio:
+    """The way of one of the NIC's vectors to the guest.
+
+    Args:
+        machine, driver: What it belongs to, and whom it is for.
+        wakeup: How the pair's vCPU is woken.
+
+    Attributes:
+        irq: The channel of the host's vector for it.
+    """
+
+    __slots__ = ("driver", "irq", "wakeup")
+
+    def __init__(self, machine: Machine, driver: IxgbeDriver, wakeup: Wakeup) -> None:
+        self.driver = driver
+        self.wakeup = wakeup
+        self.irq = machine.system.channel(instance("host vector of the NIC", driver.queue.number))
 
 
 def application(a: Application, driver: IxgbeDriver) -> Generator[Effect, None, None]:
@@ -88,7 +108,7 @@ def application(a: Application, driver: IxgbeDriver) -> Generator[Effect, None, 
         row = yield from next_packet(a)
         if a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, row)
+            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 # -- interrupts remapped to the host ----------------------------------------------------------------------------
@@ -97,8 +117,8 @@ def application(a: Application, driver: IxgbeDriver) -> Generator[Effect, None, 
 def remapped_message(x: Vfio) -> Generator[Effect, None, None]:
     """The IOMMU: the NIC's message becomes a vector of the host."""
     while True:
-        yield wait(x.nic.msi)
-        message_sent(x.nic)
+        yield wait(x.driver.queue.msi)
+        message_sent(x.driver.queue)
         yield notify(x.irq)
 
 
@@ -107,7 +127,7 @@ def vfio_msihandler(x: Vfio) -> Generator[Effect, None, None]:
     while True:
         yield wait(x.irq, CPU_IDLE_EXIT)
         yield spend(HOST_VECTOR)
-        yield from deliver_interrupt(x.vcpu, VECTOR)
+        yield from deliver_interrupt(x.driver.vcpu, x.driver.vector)
 
 
 # -- posted interrupts ------------------------------------------------------------------------------------------
@@ -118,27 +138,28 @@ def posted_message(x: Vfio) -> Generator[Effect, None, None]:
 
     A vCPU in KVM finds the request at its entry, one that polls in its halt at the next look.
     """
+    v = x.driver.vcpu
     while True:
-        yield wait(x.nic.msi)
-        message_sent(x.nic)
-        if set_pending(x.vcpu, VECTOR):
-            if x.vcpu.mode == IN_GUEST:
-                yield notify_after(x.vcpu.ipi, POSTED_INTERRUPT)
-            elif x.vcpu.asleep:
-                yield notify(x.wakeup)
-            elif x.vcpu.mode == HALTED:
-                yield notify(x.vcpu.wake)
+        yield wait(x.driver.queue.msi)
+        message_sent(x.driver.queue)
+        if set_pending(v, x.driver.vector):
+            if v.mode == IN_GUEST:
+                yield notify_after(v.ipi, POSTED_INTERRUPT)
+            elif v.asleep:
+                yield notify(x.wakeup.irq)
+            elif v.mode == HALTED:
+                yield notify(v.wake)
 
 
-def pi_wakeup_handler(x: Vfio) -> Generator[Effect, None, None]:
+def pi_wakeup_handler(w: Wakeup) -> Generator[Effect, None, None]:
     """KVM's handler of the wake-up vector: wake the vCPU's thread. That its CPU was idle is in the wake-up's cost."""
     while True:
-        yield wait(x.wakeup)
+        yield wait(w.irq)
         yield spend(HOST_VECTOR)
-        yield notify(x.vcpu.wake)
+        yield notify(w.vcpu.wake)
 
 
-def build(host: Host, workload: Workload, settings: VfioSettings) -> Machine:
+def build(host: Host, workload: Workload, settings: VfioSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
     posted = settings.interrupts == POSTED
     if posted and not host.properties["apicv"].value:
@@ -147,22 +168,30 @@ def build(host: Host, workload: Workload, settings: VfioSettings) -> Machine:
             "device.interrupts=remapped does without",
             "device.interrupts",
         )
-    buffers = settings.tx_descriptors + settings.rx_descriptors
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, 1, buffers, bypass=True)
-    nic = Ixgbe(
-        room.machine, room.network, room.milestones, tx_size=settings.tx_descriptors, rx_size=settings.rx_descriptors
-    )
-    driver = IxgbeDriver(room.machine, room.vcpu, room.socket, nic, room.milestones)
+    pairs = settings.queues
+    tx_size, rx_size = settings.tx_descriptors, settings.rx_descriptors
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, 1, tx_size + rx_size, pairs, vcpus, bypass=True)
+    system = room.system
+    nic = Ixgbe(room.machine, room.network, room.milestones, pairs, tx_size=tx_size, rx_size=rx_size)
+    drivers = ixgbe_probe(room.machine, room.vcpus, room.sockets, room.milestones, nic)
     room.machine.parts["device"] = nic
-    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
-    vfio = Vfio(room.machine, nic, room.vcpu)
-    host_irq = room.system.thread("host-irq", priority=1)
+    for i, a in enumerate(room.applications):
+        system.process(instance("application", i), application(a, drivers[i % pairs]), a.vcpu.thread, TASK)
+    wakeups = [Wakeup(room.machine, vcpu) for vcpu in room.vcpus]
+    vectors = [Vfio(room.machine, driver, wakeups[driver.vcpu.number]) for driver in drivers]
+    several = len(wakeups if posted else vectors) > 1
     if posted:
-        room.system.process("posted interrupts", posted_message(vfio))
-        room.system.process("pi_wakeup_handler", pi_wakeup_handler(vfio), host_irq, HARDIRQ)
+        for i, vector in enumerate(vectors):
+            system.process(instance("posted interrupts", i), posted_message(vector))
+        for i, wakeup in enumerate(wakeups):
+            host_irq = system.thread(f"host-irq-{i}" if several else "host-irq", priority=1)
+            system.process(instance("pi_wakeup_handler", i), pi_wakeup_handler(wakeup), host_irq, HARDIRQ)
     else:
-        room.system.process("interrupt remapping", remapped_message(vfio))
-        room.system.process("vfio_msihandler", vfio_msihandler(vfio), host_irq, HARDIRQ)
+        for i, vector in enumerate(vectors):
+            system.process(instance("interrupt remapping", i), remapped_message(vector))
+        for i, vector in enumerate(vectors):
+            host_irq = system.thread(f"host-irq-{i}" if several else "host-irq", priority=1)
+            system.process(instance("vfio_msihandler", i), vfio_msihandler(vector), host_irq, HARDIRQ)
     return room.machine
 
 
@@ -171,4 +200,5 @@ MODEL: Final = Model(
     summary="physical NIC passed through: no exit to send or receive; interrupts remapped by the host or posted",
     settings=VfioSettings,
     build=build,
+    smp=True,
 )

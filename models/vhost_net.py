@@ -8,7 +8,7 @@ used ring to an eventfd that KVM turns into the MSI (irqfd), on the worker's thr
 While it works, notification is off; before it sleeps it arms the event index and looks once more. No work item runs
 longer than its weight, so that one queue cannot starve the other.
 
-irqfd takes MSI-X. With INTx the call eventfd wakes QEMU's main loop, which raises the line (an ioctl), and the guest's
+irqfd takes MSI-X. With INTx a call eventfd wakes QEMU's main loop, which raises the line (an ioctl), and the guest's
 read of the ISR register goes out to QEMU.
 
 With poll-us the worker polls rings and tap for a while before it re-arms.
@@ -27,21 +27,20 @@ from iosim.effects import TASK, Effect, spend, spin, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
+from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, VirtioNet, dev_queue_xmit, packet_buffers, transports
 from iosim.host import counters as count
-from iosim.host.costs import REARM_WINDOW, SYS_READ, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
+from iosim.host.costs import REARM_WINDOW, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
-from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
-from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
+from iosim.host.main_loop import MainLoop
 from iosim.host.network import TapQueue, copy_packet, packet_len, tap_transmit
-from iosim.host.virtio_pci import INTX, OWN, VirtioPci, interrupt_mode, virtio_notify_vector
+from iosim.host.virtio_pci import INTX, guest_notifiers, interrupt_mode, signal_call
 from iosim.host.work import WorkQueue, queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
-from iosim.settings import VirtioQueuePairs, Whole
+from iosim.settings import TapQueuePairs, Whole
 from iosim.virtio.net import packet_at
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
@@ -86,7 +85,7 @@ TX_STAGES: Final = {
 }
 
 
-class VhostNetSettings(VirtioQueuePairs):
+class VhostNetSettings(TapQueuePairs):
     """``device.*`` of vhost-net."""
 
     poll_us: Whole = Field(0, ge=0, le=1_000_000, description="poll-us: how long the worker polls before it re-arms")
@@ -98,7 +97,6 @@ class VhostNet:
 
     Attributes:
         work: What the worker has to do.
-        guest_notifiers: The call eventfds that QEMU's main loop polls, where there is no MSI-X for irqfd.
         tap: The pair's queue of the tap.
         batch: Rows and heads of the packets copied from the transmit ring that are not yet sent.
         done: Packets written to the guest's buffers that are not yet in the used ring.
@@ -109,8 +107,8 @@ class VhostNet:
     """
 
     __slots__ = (
-        "batch", "batch_head", "done", "driver", "guest_notifiers", "kicked", "packet_weight", "passed", "poll", "room",
-        "rx", "taken", "tap", "tx", "work",
+        "batch", "batch_head", "done", "driver", "kicked", "packet_weight", "passed", "poll", "room", "rx", "taken",
+        "tap", "tx", "work",
     )  # fmt: skip
 
     def __init__(
@@ -120,7 +118,6 @@ class VhostNet:
         self.tap = tap
         self.work = work
         self.driver = driver
-        self.guest_notifiers = driver.pci.loop.work
         self.rx = driver.rx_device
         self.tx = driver.tx_device
         self.packet_weight = settings.packet_weight
@@ -384,29 +381,10 @@ def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, No
     wanted = should_notify(queue)
     yield spend(VHOST_SIGNAL)
     if wanted:
-        if v.driver.pci.mode == INTX:
-            yield from queue_work(v.guest_notifiers, vector)
-        elif v.driver.pci.mode == OWN:
-            yield from deliver_interrupt(v.driver.vcpu, v.driver.napi + vector)
-        else:
-            yield from deliver_interrupt(v.driver.vcpu, v.driver.napi)
+        yield from signal_call(v.driver.pci, v.tap.number, vector)
     else:
         v.room.machine.counters.n[count.INTERRUPTS_SUPPRESSED] += 1
     return wanted
-
-
-def main_loop(p: VirtioPci) -> Generator[Effect, None, None]:
-    """QEMU's main loop, with INTx: read the call eventfd, raise the line (virtio_queue_guest_notifier_read)."""
-    yield from lock_iothread(p.loop)
-    while True:
-        yield from main_loop_wait(p.loop)
-        ready = p.loop.work.fifo.count
-        while ready > 0:
-            queue = take_work(p.loop.work)
-            p.machine.counters.n[count.SYS_READ] += 1
-            yield spend(SYS_READ)
-            yield from virtio_notify_vector(p, queue)
-            ready -= 1
 
 
 def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1) -> Machine:
@@ -415,9 +393,11 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
     buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, not settings.mrg_rxbuf)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     system = room.system
-    softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
-    loop = MainLoop(room.machine, items=PAIR, runs=mode == INTX)
+    loop = MainLoop(room.machine, items=PAIR * pairs, runs=mode == INTX)
+    softnets, pcis = transports(
+        room.machine, room.vcpus, loop, pairs, mode=mode, legacy=settings.disable_modern, ioeventfd=True
+    )
     offloads = Offloads(
         csum=settings.csum,
         host_tso4=settings.host_tso4,
@@ -430,24 +410,14 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
         tap = room.network.tap[i]
         tap.reader = WorkQueue(system, instance("vhost worker", i), items=3)
         tap.reader_item = TAP
-        softnet = softnets[i % vcpus]
-        pci = VirtioPci(
-            room.machine,
-            softnet.vcpu,
-            loop,
-            PAIR * len(softnet.pairs),
-            mode=mode,
-            legacy=settings.disable_modern,
-            ioeventfd=True,
-        )
         driver = VirtioNet(
             room.machine,
-            softnet,
+            softnets[i],
             i,
             room.sockets,
             room.sockets[i::pairs],
             room.milestones,
-            pci,
+            pcis[i],
             tap.reader,
             KICK_RX,
             KICK_TX,
@@ -470,7 +440,7 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
         thread = system.thread("vhost" if pairs == 1 else f"vhost-{i}")
         system.process(instance("vhost worker", i), vhost_worker(vhost), thread)
     if mode == INTX:
-        system.process("qemu main loop", main_loop(drivers[0].pci), loop.thread)
+        system.process("qemu main loop", guest_notifiers(pcis[0]), loop.thread)
     return room.machine
 
 

@@ -7,7 +7,10 @@ to the NIC. So nobody has to tell it: it turns the guest's notifications off for
 kick and without an exit. The price is a CPU that is always busy.
 
 The other way the guest is told only if it asks, as ever: the process writes to the call eventfd, a system call in which
-KVM injects the message (irqfd).
+KVM injects the message (irqfd). Without MSI-X the eventfd wakes QEMU's main loop, which raises the line.
+
+With several queue pairs the NIC spreads flows over as many queues (RSS), and what comes by one goes to the guest by the
+pair of the same number. Each pair has a thread of its own, ``pmd-0``, ``pmd-1``, ..., or some threads share them all.
 """
 
 from __future__ import annotations
@@ -17,31 +20,29 @@ from typing import Final
 
 from pydantic import Field
 
-from iosim.effects import TASK, Effect, notify, spend
+from iosim.effects import Effect, notify, spend
+from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.fifo import put, take_first
-from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
+from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet
 from iosim.host import counters as count
 from iosim.host.costs import PMD_NIC, PMD_VHOST, SYS_WRITE, VHOST_SIGNAL
 from iosim.host.hosts import Host
-from iosim.host.kvm import deliver_interrupt
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop
 from iosim.host.network import copy_cold, nic_transmit
-from iosim.host.pmd import PollLoop, idle_iterations, iteration
-from iosim.host.virtio_pci import OWN, VirtioPci
+from iosim.host.pmd import PolledNic, PolledQueue, PollLoop, idle_iterations, iteration
+from iosim.host.virtio_pci import INTX, guest_notifiers, interrupt_mode, signal_call
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, fill, flush, pop, set_notification, should_notify
-from iosim.settings import VirtioQueues, Whole
+from iosim.settings import MOST_QUEUE_PAIRS, VirtioQueuePairs, Whole
 from iosim.window import drop
-from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
+from iosim.workload.virtio import applications, guest_memory, virtio_net
 
 MAX_PKT_BURST: Final = 32
 """Packets of a burst (DPDK testpmd; Open vSwitch's NETDEV_MAX_BURST)."""
@@ -65,25 +66,36 @@ TX_STAGES: Final = {
 }
 
 
-class VhostUserSettings(VirtioQueues):
+class VhostUserSettings(VirtioQueuePairs):
     """``device.*`` of vhost-user."""
 
     burst: Whole = Field(MAX_PKT_BURST, ge=1, le=1024, description="packets that an iteration takes from a ring")
+    pmd_threads: Whole | None = Field(
+        None, ge=1, le=MOST_QUEUE_PAIRS, description="threads that poll, no more than queue pairs; one for each pair"
+    )
 
 
 class VhostUser:
-    """The process: the device side of both queues, the loop, and the bursts under way.
+    """The process's part for one queue pair: the device side of both queues, and the bursts under way.
+
+    Args:
+        room, driver, settings: What it belongs to.
+        nic: The NIC's receive queue of the same number.
+        number: The pair's place among the NIC's.
 
     Attributes:
         frames: Frames that were written to the guest's buffers and are not yet in the used ring: rows.
         packets: Packets copied from the transmit ring that are not yet at the NIC: rows.
     """
 
-    __slots__ = ("burst", "driver", "frames", "loop", "packets", "room", "rx", "tx")
+    __slots__ = ("burst", "driver", "frames", "nic", "number", "packets", "room", "rx", "tx")
 
-    def __init__(self, room: NetworkRoom, loop: PollLoop, driver: VirtioNet, settings: VhostUserSettings) -> None:
+    def __init__(
+        self, room: NetworkRoom, nic: PolledQueue, number: int, driver: VirtioNet, settings: VhostUserSettings
+    ) -> None:
         self.room = room
-        self.loop = loop
+        self.nic = nic
+        self.number = number
         self.driver = driver
         self.rx = driver.rx_device
         self.tx = driver.tx_device
@@ -92,34 +104,40 @@ class VhostUser:
         self.packets: list[int] = []
 
 
-def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
+class PmdThread:
+    """A thread: its loop, and the pairs that it serves."""
+
+    __slots__ = ("loop", "pairs")
+
+    def __init__(self, loop: PollLoop, pairs: list[VhostUser]) -> None:
+        self.loop = loop
+        self.pairs = pairs
 
 
-def pmd(u: VhostUser) -> Generator[Effect, None, None]:
-    """The thread's loop: NIC to guest, guest to NIC, and so on."""
+def pmd(t: PmdThread) -> Generator[Effect, None, None]:
+    """The thread's loop: NIC to guest, guest to NIC, pair after pair, and so on."""
     while True:
-        u.loop.rings.seen = False
-        received = yield from nic_to_guest(u)
-        sent = yield from guest_to_nic(u)
-        yield from iteration(u.loop)
-        if received + sent == 0:
-            yield from idle_iterations(u.loop)
+        t.loop.rings.seen = False
+        found = 0
+        i = 0
+        while i < len(t.pairs):
+            received = yield from nic_to_guest(t.pairs[i])
+            sent = yield from guest_to_nic(t.pairs[i])
+            found += received + sent
+            i += 1
+        yield from iteration(t.loop)
+        if found == 0:
+            yield from idle_iterations(t.loop)
 
 
 def nic_to_guest(u: VhostUser) -> Generator[Effect, None, int]:
     """rte_eth_rx_burst, then rte_vhost_enqueue_burst: a frame that finds no buffer is lost. Return the frames."""
     m = u.room.machine
     net = u.room.network
-    frames = min(net.rx_ring.count, u.burst)
+    frames = min(u.nic.frames.count, u.burst)
     i = 0
     while i < frames:
-        row = take_first(net.rx_ring)
+        row = take_first(u.nic.frames)
         mark(m.table, row, u.room.milestones.rx_seen, m.clock.now)
         yield spend(PMD_NIC)
         head = raise_for(pop(u.rx))
@@ -180,62 +198,59 @@ def guest_to_nic(u: VhostUser) -> Generator[Effect, None, int]:
     return packets
 
 
-def vring_call(u: VhostUser, queue: DeviceQueue, vector: int) -> Generator[Effect, None, bool]:
-    """Write to the call eventfd if the guest wants an interrupt: irqfd injects it in the call. Return whether."""
+def vring_call(u: VhostUser, queue: DeviceQueue, number: int) -> Generator[Effect, None, bool]:
+    """Write to the call eventfd if the guest wants an interrupt: irqfd injects it in the call. Return whether.
+
+    Without MSI-X the call wakes QEMU's main loop.
+    """
     n = u.room.machine.counters.n
     wanted = should_notify(queue)
     yield spend(VHOST_SIGNAL)
     if wanted:
         n[count.SYS_WRITE] += 1
         yield spend(SYS_WRITE)
-        yield from deliver_interrupt(u.driver.vcpu, u.driver.napi + vector)
+        yield from signal_call(u.driver.pci, u.number, number)
     else:
         n[count.INTERRUPTS_SUPPRESSED] += 1
     return wanted
 
 
-def build(host: Host, workload: Workload, settings: VhostUserSettings) -> Machine:
+def build(host: Host, workload: Workload, settings: VhostUserSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
-    big = not settings.mrg_rxbuf
-    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big)
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, bypass=True)
+    pairs = settings.queues
+    threads = pairs if settings.pmd_threads is None else settings.pmd_threads
+    if threads > pairs:
+        raise IosimError(
+            f"{threads} threads for {pairs} queue pair{'' if pairs == 1 else 's'}: each pair is polled by one of them, "
+            f"others would do nothing; give {pairs}, or more device.queues",
+            "device.pmd_threads",
+        )
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, guest_memory(settings), pairs, vcpus, bypass=True)
     period = int(host.properties["pmd_poll"].value)
     if period < 1000:
         raise IosimError("an iteration of the poll-mode loop takes time: at least 1ns", "host.pmd_poll")
     dma = int(host.properties["nic_dma"].value)
-    loop = PollLoop(room.machine, room.network, room.milestones, dma=dma, period=period)
-    # QEMU's main loop has nothing to do: kicks go to an ioeventfd, interrupts come by irqfd.
-    qemu = MainLoop(room.machine, items=PAIR, runs=False)
-    pci = VirtioPci(room.machine, room.vcpu, qemu, 0, mode=OWN, legacy=False, ioeventfd=True)
-    driver = VirtioNet(
-        room.machine,
-        SoftNet(room.machine, room.vcpu, PAIR),
-        0,
-        room.sockets,
-        room.sockets,
-        room.milestones,
-        pci,
-        loop.rings,
-        RX,
-        TX,
-        rx_size=settings.rx_queue_size,
-        tx_size=settings.tx_queue_size,
-        event_idx=settings.event_idx,
-        packed=settings.packed,
-        indirect=settings.indirect,
-        big=big,
-        frame=workload.frame,
-        # No streams here: every packet is one frame, whose checksum is the NIC's.
-        offloads=Offloads(csum=True, host_tso4=False, vnet_hdr=True, ethtool_tso=False, ethtool_gso=False),
-    )
-    room.machine.parts["driver"] = driver
-    # With EVENT_IDX that is an event index which nobody moves: the driver passes it, and kicks, every 65536 packets,
-    # with the first one first. Nobody listens.
-    set_notification(driver.rx_device, False)
-    set_notification(driver.tx_device, False)
-    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
+    # A look at one pair and its queue of the NIC takes so long; a thread looks at all that it has.
+    loops = [PollLoop(room.machine, t, period * len(range(t, pairs, threads))) for t in range(threads)]
+    nic = [PolledQueue(loops[i % threads]) for i in range(pairs)]
+    PolledNic(room.machine, room.network, room.milestones, nic, dma=dma)
+    mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
+    # QEMU's main loop has nothing to do but with INTx: kicks go to an ioeventfd, messages come by irqfd.
+    qemu = MainLoop(room.machine, items=PAIR * pairs, runs=mode == INTX)
+    drivers = virtio_net(room, qemu, settings, [loops[i % threads].rings for i in range(pairs)])
+    for driver in drivers:
+        # With EVENT_IDX that is an event index which nobody moves: the driver passes it, and kicks, every 65536
+        # packets, with the first one first. Nobody listens.
+        set_notification(driver.rx_device, False)
+        set_notification(driver.tx_device, False)
+    applications(room, drivers)
     room.system.process("NIC transmit", nic_transmit(room.network))
-    room.system.process("pmd", pmd(VhostUser(room, loop, driver, settings)), room.system.thread("pmd"))
+    process = [VhostUser(room, nic[i], i, drivers[i], settings) for i in range(pairs)]
+    for t in range(threads):
+        thread = room.system.thread("pmd" if threads == 1 else f"pmd-{t}")
+        room.system.process(instance("pmd", t), pmd(PmdThread(loops[t], process[t::threads])), thread)
+    if mode == INTX:
+        room.system.process("qemu main loop", guest_notifiers(drivers[0].pci), qemu.thread)
     return room.machine
 
 
@@ -244,4 +259,5 @@ MODEL: Final = Model(
     summary="virtio NIC served by a poll-mode process on a CPU of its own (DPDK): no kicks, interrupts if asked for",
     settings=VhostUserSettings,
     build=build,
+    smp=True,
 )

@@ -26,7 +26,7 @@ from pydantic import Field
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
+from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, VirtioNet, dev_queue_xmit, packet_buffers, transports
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, SYS_READ
 from iosim.host.hosts import Host
@@ -34,11 +34,11 @@ from iosim.host.machine import Machine
 from iosim.host.main_loop import NEVER, MainLoop, lock_iothread, main_loop_wait, timer_due
 from iosim.host.network import copy_packet, tap_read
 from iosim.host.virtio_net import AT_ONCE, QemuVirtioNet, handle_ioeventfd, receive, tx_drain
-from iosim.host.virtio_pci import VirtioPci, interrupt_mode
+from iosim.host.virtio_pci import interrupt_mode
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
-from iosim.settings import Flag, Time, VirtioQueuePairs, Whole
+from iosim.settings import Flag, TapQueuePairs, Time, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -74,7 +74,7 @@ TX_STAGES: Final = {
 }
 
 
-class VirtioNetSettings(VirtioQueuePairs):
+class VirtioNetSettings(TapQueuePairs):
     """``device.*`` of virtio-net."""
 
     ioeventfd: Flag = Field(
@@ -204,7 +204,9 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
     buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     loop = MainLoop(room.machine, items=ITEMS * pairs + 1)
-    softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
+    mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
+    legacy, ioeventfd = settings.disable_modern, settings.ioeventfd
+    softnets, pcis = transports(room.machine, room.vcpus, loop, pairs, mode=mode, legacy=legacy, ioeventfd=ioeventfd)
     drivers: list[VirtioNet] = []
     offloads = Offloads(
         csum=settings.csum,
@@ -218,24 +220,14 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
         tap = room.network.tap[i]
         tap.reader = loop.work
         tap.reader_item = ITEMS * i + TAP
-        softnet = softnets[i % vcpus]
-        pci = VirtioPci(
-            room.machine,
-            softnet.vcpu,
-            loop,
-            PAIR * len(softnet.pairs),
-            mode=interrupt_mode(settings.msix_vectors, PAIR * pairs),
-            legacy=settings.disable_modern,
-            ioeventfd=settings.ioeventfd,
-        )
         driver = VirtioNet(
             room.machine,
-            softnet,
+            softnets[i],
             i,
             room.sockets,
             room.sockets[i::pairs],
             room.milestones,
-            pci,
+            pcis[i],
             loop.work,
             ITEMS * i + KICK_RX,
             ITEMS * i + KICK_TX,
@@ -255,7 +247,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
             tap,
             loop,
             ITEMS * pairs,
-            pci,
+            pcis[i],
             driver.rx_device,
             driver.tx_device,
             tx_burst=settings.tx_burst,

@@ -3,6 +3,9 @@
 The same on the host itself and in a guest that has the NIC by VFIO: its register writes go to the device, in the guest
 through the mapping of the BAR in its page tables, and no exit. The device masks the vector by itself, so the handler
 reads and writes no register.
+
+There is a queue pair and a vector for each CPU. Frames come to the pair that the NIC's hash chose, and so to its CPU,
+whatever CPU the application is on (the driver's application targeted routing is for TCP only).
 """
 
 from __future__ import annotations
@@ -11,18 +14,19 @@ from collections.abc import Generator
 from typing import Final, Protocol
 
 from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.engine.system import instance
+from iosim.fifo import Fifo, put, take_first
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, HOST_RECEIVE, NIC_TX, SOFTIRQ_ENTRY
-from iosim.host.ixgbe import DD, DESCRIPTOR, Ixgbe, write_eims, write_rdt, write_tdt
+from iosim.host.flows import flow_of
+from iosim.host.ixgbe import DD, DESCRIPTOR, Ixgbe, IxgbeQueue, write_eims, write_rdt, write_tdt
 from iosim.host.kvm import Vcpu, eoi_edge, irq_enter, irq_return
 from iosim.host.machine import Machine
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
 
-VECTOR: Final = 0
-"""The vector of the queue pair."""
 NAPI_POLL_WEIGHT: Final = 64
 TX_WORK: Final = 256
 """Sent packets that one poll frees at most (IXGBE_DEFAULT_TX_WORK)."""
@@ -46,85 +50,148 @@ class DriverMilestones(Protocol):
     available: int
 
 
-class IxgbeDriver:
-    """The driver's state.
+class SoftNet:
+    """What the softirq of one CPU works on (softnet_data).
 
     Args:
-        machine, vcpu, socket, device, milestones: What it belongs to.
+        machine, vcpu: What it belongs to.
+        napis: NAPI instances on this CPU at most.
 
     Attributes:
+        pairs: The queue pairs that belong to the CPU.
+        poll_list: Those waiting for their poll, by their place in ``pairs``.
+        softirq: NET_RX was raised.
+    """
+
+    __slots__ = ("machine", "pairs", "poll_list", "softirq", "vcpu")
+
+    def __init__(self, machine: Machine, vcpu: Vcpu, napis: int) -> None:
+        self.machine = machine
+        self.vcpu = vcpu
+        self.pairs: list[IxgbeDriver] = []
+        self.poll_list = Fifo(napis)
+        self.softirq = machine.system.channel(instance("guest softirq", vcpu.number))
+        machine.system.process(instance("guest softirq", vcpu.number), net_rx_action(self), vcpu.thread, SOFTIRQ)
+
+
+class IxgbeDriver:
+    """The driver's state of one queue pair (ixgbe_q_vector and its rings).
+
+    Args:
+        machine, softnet, milestones: What it belongs to; the pair is served on the softnet's CPU.
+        sockets: All sockets, by flow.
+        senders: Those that send by this pair (XPS: those of its CPU).
+        queue: The device's pair.
+        frame: Bytes of a frame.
+
+    Attributes:
+        vector: Its NAPI instance's place on its CPU, and its vector there.
         tx_next, tx_clean, tx_unused: The transmit ring: next to use, next to clean, free descriptors.
         rx_next, rx_fill, rx_unfilled: The receive ring: next to take, next to give a buffer, those without one.
         stopped: The transmit queue is stopped for want of descriptors.
+        turn: Which of the senders is woken first when it opens.
         scheduled: NAPI_STATE_SCHED.
         handler_done: When the interrupt handler returned last (ps).
     """
 
     __slots__ = (
-        "device", "handler_done", "machine", "milestones", "rx_fill", "rx_next", "rx_unfilled", "scheduled", "socket",
-        "softirq", "stopped", "tx_clean", "tx_next", "tx_unused", "vcpu",
+        "frame", "handler_done", "machine", "milestones", "queue", "rx_fill", "rx_next", "rx_unfilled", "scheduled",
+        "senders", "sockets", "softnet", "stopped", "turn", "tx_clean", "tx_next", "tx_unused", "vcpu", "vector",
     )  # fmt: skip
 
     def __init__(
-        self, machine: Machine, vcpu: Vcpu, socket: Socket, device: Ixgbe, milestones: DriverMilestones
+        self,
+        machine: Machine,
+        softnet: SoftNet,
+        sockets: list[Socket],
+        senders: list[Socket],
+        milestones: DriverMilestones,
+        queue: IxgbeQueue,
+        frame: int,
     ) -> None:
         self.machine = machine
-        self.vcpu = vcpu
-        self.socket = socket
-        self.device = device
+        self.softnet = softnet
+        self.vcpu = softnet.vcpu
+        self.sockets = sockets
+        self.senders = senders
+        self.queue = queue
+        self.frame = frame
         self.milestones = milestones
+        self.vector = len(softnet.pairs)
         self.tx_next = 0
         self.tx_clean = 0
-        self.tx_unused = device.tx_size - 1
+        self.tx_unused = queue.tx_size - 1
         self.rx_next = 0
         self.rx_fill = 0
         self.rx_unfilled = 0
         self.stopped = False
+        self.turn = 0
         self.scheduled = False
         self.handler_done = 0
-        self.softirq = machine.system.channel("guest softirq")
-        machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
-        vcpu.handler("ixgbe_msix_clean_rings", ixgbe_msix_clean_rings(self))
+        softnet.pairs.append(self)
+        self.vcpu.handler(instance("ixgbe_msix_clean_rings", queue.number), ixgbe_msix_clean_rings(self))
         # The probe, before time 0: buffers for both rings, the interrupt on.
         u64 = machine.memory.u64
-        for i in range(device.tx_size):
-            u64[(device.tx_ring + i * DESCRIPTOR) >> 3] = allocate(machine.memory, BUFFER, 64)
-        for i in range(device.rx_size):
-            u64[(device.rx_ring + i * DESCRIPTOR) >> 3] = allocate(machine.memory, BUFFER, 64)
-        self.rx_fill = device.rx_size - 1
-        device.rdt = self.rx_fill
-        device.eims = True
+        for i in range(queue.tx_size):
+            u64[(queue.tx_ring + i * DESCRIPTOR) >> 3] = allocate(machine.memory, BUFFER, 64)
+        for i in range(queue.rx_size):
+            u64[(queue.rx_ring + i * DESCRIPTOR) >> 3] = allocate(machine.memory, BUFFER, 64)
+        self.rx_fill = queue.rx_size - 1
+        queue.rdt = self.rx_fill
+        queue.eims = True
+
+
+def ixgbe_probe(
+    machine: Machine, vcpus: list[Vcpu], sockets: list[Socket], milestones: DriverMilestones, device: Ixgbe
+) -> list[IxgbeDriver]:
+    """Install the driver: pair ``i`` of the device is served on CPU ``i`` modulo their number, with its flows."""
+    pairs = len(device.queues)
+    softnets = [SoftNet(machine, vcpu, -(-pairs // len(vcpus))) for vcpu in vcpus]
+    return [
+        IxgbeDriver(
+            machine,
+            softnets[i % len(vcpus)],
+            sockets,
+            sockets[i::pairs],
+            milestones,
+            queue,
+            device.network.frame,
+        )
+        for i, queue in enumerate(device.queues)
+    ]
 
 
 # -- transmit ---------------------------------------------------------------------------------------------------
 
 
-def dev_queue_xmit(d: IxgbeDriver, row: int) -> Generator[Effect, None, None]:
+def dev_queue_xmit(d: IxgbeDriver, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
     while d.stopped:
-        yield wait(d.socket.tx_wake)
+        yield wait(s.tx_wake)
     mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
     yield level(SOFTIRQ)
-    yield from ixgbe_xmit_frame(d, row)
+    yield from ixgbe_xmit_frame(d, s, row)
     yield level(TASK)
 
 
-def ixgbe_xmit_frame(d: IxgbeDriver, row: int) -> Generator[Effect, None, None]:
+def ixgbe_xmit_frame(d: IxgbeDriver, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Map the packet, fill a descriptor, move the tail: the doorbell."""
     m = d.machine
     yield spend(NIC_TX)
-    at = d.device.tx_ring + d.tx_next * DESCRIPTOR
-    m.memory.u64[m.memory.u64[at >> 3] >> 3] = row
-    m.memory.u32[(at >> 2) + 2] = d.device.network.frame
+    at = d.queue.tx_ring + d.tx_next * DESCRIPTOR
+    buffer = m.memory.u64[at >> 3]
+    m.memory.u64[buffer >> 3] = row
+    m.memory.u64[(buffer >> 3) + 1] = s.number
+    m.memory.u32[(at >> 2) + 2] = d.frame
     m.memory.u32[(at >> 2) + 3] = 0
     d.tx_next += 1
-    if d.tx_next == d.device.tx_size:
+    if d.tx_next == d.queue.tx_size:
         d.tx_next = 0
     d.tx_unused -= 1
     mark(m.table, row, d.milestones.available, m.clock.now)
     if d.tx_unused < DESC_NEEDED:
         d.stopped = True
-    yield from write_tdt(d.device, d.tx_next)
+    yield from write_tdt(d.queue, d.tx_next)
 
 
 # -- interrupt and NAPI -----------------------------------------------------------------------------------------
@@ -133,25 +200,30 @@ def ixgbe_xmit_frame(d: IxgbeDriver, row: int) -> Generator[Effect, None, None]:
 def ixgbe_msix_clean_rings(d: IxgbeDriver) -> Generator[Effect, None, None]:
     """The handler of the queue pair's vector: schedule NAPI, no more; the device has masked the vector itself."""
     while True:
-        yield from irq_enter(d.vcpu, VECTOR)
+        yield from irq_enter(d.vcpu, d.vector)
         yield from eoi_edge(d.vcpu)
         yield spend(DRIVER_IRQ)
         if not d.scheduled:
             d.scheduled = True
-            yield notify(d.softirq)
+            put(d.softnet.poll_list, d.vector)
+            yield notify(d.softnet.softirq)
         d.handler_done = d.machine.clock.now
         yield from irq_return(d.vcpu)
 
 
-def net_rx_action(d: IxgbeDriver) -> Generator[Effect, None, None]:
-    """The NET_RX softirq: poll while the driver is scheduled."""
+def net_rx_action(s: SoftNet) -> Generator[Effect, None, None]:
+    """The NET_RX softirq of a CPU: poll what is scheduled, in turn."""
     budget = NETDEV_BUDGET
     while True:
-        while not d.scheduled:
-            yield wait(d.softirq)
+        while s.poll_list.count == 0:
+            yield wait(s.softirq)
             budget = NETDEV_BUDGET
+        d = s.pairs[take_first(s.poll_list)]
         yield spend(SOFTIRQ_ENTRY)
         work = yield from ixgbe_poll(d)
+        if d.scheduled:
+            # There may be more: interrupts stay off and the poll gets in line again.
+            put(s.poll_list, d.vector)
         budget -= work
         if budget <= 0:
             yield from ksoftirqd()
@@ -170,7 +242,7 @@ def ixgbe_poll(d: IxgbeDriver) -> Generator[Effect, None, int]:
         d.machine.counters.n[count.INTERRUPTS_SPURIOUS] += 1
     if work < NAPI_POLL_WEIGHT and cleaned < TX_WORK:
         d.scheduled = False
-        yield from write_eims(d.device)
+        yield from write_eims(d.queue)
     return work
 
 
@@ -178,22 +250,28 @@ def ixgbe_clean_tx_irq(d: IxgbeDriver) -> Generator[Effect, None, int]:
     """Free the packets whose descriptors the device has written back; return how many."""
     m = d.machine
     cleaned = 0
-    ring = d.device.tx_ring
+    ring = d.queue.tx_ring
     while (
         cleaned < TX_WORK
         and d.tx_clean != d.tx_next
         and m.memory.u32[((ring + d.tx_clean * DESCRIPTOR) >> 2) + 3] & DD
     ):
         yield spend(DRIVER_FREE)
+        buffer = m.memory.u64[(ring + d.tx_clean * DESCRIPTOR) >> 3]
         d.tx_clean += 1
-        if d.tx_clean == d.device.tx_size:
+        if d.tx_clean == d.queue.tx_size:
             d.tx_clean = 0
         d.tx_unused += 1
         cleaned += 1
-        yield from sock_wfree(d.socket)
+        yield from sock_wfree(d.sockets[m.memory.u64[(buffer >> 3) + 1]])
     if d.stopped and d.tx_unused >= TX_WAKE_THRESHOLD:
         d.stopped = False
-        yield notify(d.socket.tx_wake)
+        i = 0
+        while i < len(d.senders):
+            yield notify(d.senders[d.turn].tx_wake)
+            d.turn = (d.turn + 1) % len(d.senders)
+            i += 1
+        d.turn = (d.turn + 1) % len(d.senders)
     return cleaned
 
 
@@ -201,29 +279,29 @@ def ixgbe_clean_rx_irq(d: IxgbeDriver) -> Generator[Effect, None, int]:
     """Take received packets up to the budget, giving buffers back in sixteens; return how many."""
     m = d.machine
     work = 0
-    ring = d.device.rx_ring
+    ring = d.queue.rx_ring
     while work < NAPI_POLL_WEIGHT and m.memory.u32[((ring + d.rx_next * DESCRIPTOR) >> 2) + 3] & DD:
         if d.rx_unfilled >= RX_BUFFER_WRITE:
             ixgbe_alloc_rx_buffers(d)
         at = ring + d.rx_next * DESCRIPTOR
         row = m.memory.u64[m.memory.u64[at >> 3] >> 3]
         m.memory.u32[(at >> 2) + 3] = 0
-        mark_past(m.table, row, d.milestones.rx_signalled, d.device.msi_sent)
-        mark_past(m.table, row, d.milestones.irq, d.vcpu.handler_began[VECTOR])
+        mark_past(m.table, row, d.milestones.rx_signalled, d.queue.msi_sent)
+        mark_past(m.table, row, d.milestones.irq, d.vcpu.handler_began[d.vector])
         mark_past(m.table, row, d.milestones.handled, d.handler_done)
         mark(m.table, row, d.milestones.taken, m.clock.now)
         d.rx_next += 1
-        if d.rx_next == d.device.rx_size:
+        if d.rx_next == d.queue.rx_size:
             d.rx_next = 0
         d.rx_unfilled += 1
         work += 1
         yield spend(HOST_RECEIVE)
-        yield from deliver(d.socket, row, d.vcpu)
+        yield from deliver(d.sockets[flow_of(m.flows, row)], row, d.vcpu)
     return work
 
 
 def ixgbe_alloc_rx_buffers(d: IxgbeDriver) -> None:
     """Give the device new buffers; what that takes is in the cost of each packet."""
-    d.rx_fill = (d.rx_fill + d.rx_unfilled) % d.device.rx_size
+    d.rx_fill = (d.rx_fill + d.rx_unfilled) % d.queue.rx_size
     d.rx_unfilled = 0
-    write_rdt(d.device, d.rx_fill)
+    write_rdt(d.queue, d.rx_fill)

@@ -3,6 +3,10 @@
 The same driver whatever serves the rings: QEMU, vhost or something else is only where its kicks go. A NIC with several
 queue pairs is several times the same: each pair has rings, NAPI instances and vectors of its own, and belongs to one
 vCPU. What the pairs of a vCPU share is its softirq.
+
+Where all queues interrupt by one vector, or by the line, that is one vCPU's, and its softirq has the NAPI instances of
+all pairs. A pair's transmit queue is then worked on by two vCPUs: the one that sends, and the one that polls. So it has
+a lock, which nobody else would ever find taken.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Final, Protocol
 
-from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.effects import SOFTIRQ, TASK, Effect, busy_poll, level, notify, spend, wait
 from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.fifo import Fifo, put, take_first
@@ -32,11 +36,12 @@ from iosim.host.costs import (
 from iosim.host.flows import flow_of
 from iosim.host.frames import MSS, TCP_HEADERS
 from iosim.host.intx import VECTOR
-from iosim.host.kvm import Vcpu, eoi_edge, eoi_level, irq_enter, irq_return, kick
+from iosim.host.kvm import Vcpu, eoi_edge, eoi_level, irq_enter, irq_return, kick, wake_up
 from iosim.host.machine import Machine
+from iosim.host.main_loop import MainLoop
 from iosim.host.packets import GSO_MAX_SEGS, payload, sized, stream_packet
 from iosim.host.virtio_net import QemuVirtioNet, virtio_queue_notify
-from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, read_isr, write_to_qemu
+from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, interrupted, read_isr, write_to_qemu
 from iosim.host.work import WorkQueue, show_poller
 from iosim.requests import mark, mark_past
 from iosim.ring.errors import raise_for
@@ -78,6 +83,13 @@ TX_BUFFER: Final = 2048
 """Bytes kept for a packet to send, header included; of a TCP packet, for its headers."""
 SKB_FRAG: Final = 32768
 """Bytes of a stream's data that lie together (Linux SKB_FRAG_PAGE_ORDER: 8 pages): one descriptor each."""
+
+FREE: Final = 0
+BY_SENDER: Final = 1
+BY_NAPI: Final = 2
+"""Who has a transmit queue's lock."""
+SPIN: Final = 1_000_000_000
+"""ps of spinning for it that the engine is asked for at a time. It changes nothing but the number of events."""
 
 
 def packet_buffers(rx_size: int, tx_size: int, indirect: bool, big: bool) -> int:
@@ -157,12 +169,32 @@ class SoftNet:
         machine.system.process(instance("guest softirq", vcpu.number), net_rx_action(self), vcpu.thread, SOFTIRQ)
 
 
+def transports(
+    machine: Machine, vcpus: list[Vcpu], loop: MainLoop, pairs: int, *, mode: int, legacy: bool, ioeventfd: bool
+) -> tuple[list[SoftNet], list[VirtioPci]]:
+    """Make the vCPUs' softirqs and the device's transport; return those of each pair: where it is polled, and how told.
+
+    Pair ``i`` is polled on vCPU ``i`` modulo their number, unless all are told together.
+    """
+    softnets = [SoftNet(machine, vcpu, PAIR * pairs) for vcpu in vcpus]
+    if mode == OWN:
+        firsts = [PAIR * (i // len(vcpus)) for i in range(pairs)]
+        softnets = [softnets[i % len(vcpus)] for i in range(pairs)]
+        return softnets, [
+            VirtioPci(machine, softnet.vcpu, loop, first, mode=mode, legacy=legacy, ioeventfd=ioeventfd)
+            for softnet, first in zip(softnets, firsts, strict=True)
+        ]
+    together = softnets[interrupted(mode, pairs, len(vcpus))]
+    pci = VirtioPci(machine, together.vcpu, loop, 0, mode=mode, legacy=legacy, ioeventfd=ioeventfd)
+    return [together] * pairs, [pci] * pairs
+
+
 class VirtioNet:
     """The driver's state of one queue pair.
 
     Args:
         machine, milestones: What it belongs to.
-        softnet: Where its polls wait; its vCPU is the one that the pair's vectors interrupt.
+        softnet: Where its polls wait; its vCPU is the one that the pair's interrupts reach.
         number: The pair's place among the NIC's.
         sockets: The guest's sockets, by flow.
         senders: Those that send by this pair (XPS: those of its vCPU).
@@ -179,7 +211,11 @@ class VirtioNet:
         gso_size: Payload bytes of the largest packet that the driver is given.
         data: Where all streams' data lie; nobody looks at them.
         rx, tx: The driver's side of the queues; ``rx_device`` and ``tx_device`` the other.
-        napi: The first of its two NAPI instances, and of its two vectors.
+        napi: The first of its two NAPI instances.
+        vector: The vector that tells of its receive queue.
+        xps: The vCPU that sends by it.
+        tx_lock: Who works on the transmit queue: ``FREE``, ``BY_SENDER`` or ``BY_NAPI``.
+        tx_unlocked: Who spins for that polls this channel; ``tx_spinning`` then.
         qemu: QEMU's device, where it serves kicks on the vCPU's thread; else none.
         scheduled: NAPI_STATE_SCHED of the two NAPI instances.
         stopped: The transmit queue is stopped for want of descriptors.
@@ -193,7 +229,8 @@ class VirtioNet:
     __slots__ = (
         "backend", "big", "data", "frame", "gso_size", "handler_done", "machine", "milestones", "napi", "offloads",
         "pci", "qemu", "rx", "rx_device", "rx_free", "rx_item", "rx_need", "scheduled", "senders", "sockets", "softnet",
-        "stopped", "turn", "tx", "tx_device", "tx_free", "tx_item", "vcpu",
+        "stopped", "turn", "tx", "tx_device", "tx_free", "tx_item", "tx_lock", "tx_spinning", "tx_unlocked", "vcpu",
+        "vector", "xps",
     )  # fmt: skip
 
     def __init__(
@@ -236,7 +273,12 @@ class VirtioNet:
         self.sockets = sockets
         self.senders = senders
         self.milestones = milestones
-        self.napi = pci.first
+        self.napi = PAIR * len(softnet.pairs)
+        self.vector = pci.first
+        self.xps = senders[0].vcpu
+        self.tx_lock = FREE
+        self.tx_unlocked = machine.system.channel(instance("guest tx queue unlocked", number))
+        self.tx_spinning = False
         self.pci = pci
         self.qemu: list[QemuVirtioNet] = []
         self.backend = backend
@@ -272,8 +314,8 @@ class VirtioNet:
         if pci.mode == OWN:
             self.vcpu.handler(instance("skb_recv_done", number), skb_recv_done(self))
             self.vcpu.handler(instance("skb_xmit_done", number), skb_xmit_done(self))
-        else:
-            self.vcpu.handler(instance("vp_interrupt", number), vp_interrupt(self))
+        elif len(softnet.pairs) == 1:
+            self.vcpu.handler("vp_interrupt", vp_interrupt(softnet))
         # The probe, before time 0: every receive buffer is posted.
         while self.rx.num_free >= self.rx_need:
             post(self)
@@ -323,8 +365,26 @@ def hard_start_xmit(d: VirtioNet, s: Socket, row: int, more: bool) -> Generator[
         yield wait(s.tx_wake)
     mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
     yield level(SOFTIRQ)
+    yield from tx_lock(d, BY_SENDER)
     yield from start_xmit(d, s, row, more)
+    yield from tx_unlock(d)
     yield level(TASK)
+
+
+def tx_lock(d: VirtioNet, owner: int) -> Generator[Effect, None, None]:
+    """Spin until the transmit queue is nobody's (__netif_tx_lock). A vCPU that was preempted may have it for long."""
+    while d.tx_lock != FREE:
+        d.tx_spinning = True
+        yield busy_poll(d.tx_unlocked, SPIN)
+    d.tx_lock = owner
+
+
+def tx_unlock(d: VirtioNet) -> Generator[Effect, None, None]:
+    """Give the transmit queue back."""
+    d.tx_lock = FREE
+    if d.tx_spinning:
+        d.tx_spinning = False
+        yield notify(d.tx_unlocked)
 
 
 def start_xmit(d: VirtioNet, s: Socket, row: int, more: bool) -> Generator[Effect, None, None]:
@@ -373,18 +433,20 @@ def vp_notify(d: VirtioNet, queue: int, row: int) -> Generator[Effect, None, Non
 
     ``row`` (-1: none) is the packet on whose behalf it is.
     """
+    v = d.vcpu
+    item = d.rx_item
+    if queue == TX:
+        v = d.xps
+        item = d.tx_item
     if d.pci.ioeventfd:
-        item = d.rx_item
-        if queue == TX:
-            item = d.tx_item
-        yield from kick(d.vcpu, d.backend, item, row, d.milestones.kicked, d.pci.legacy)
+        yield from kick(v, d.backend, item, row, d.milestones.kicked, d.pci.legacy)
     else:
         d.machine.counters.n[count.KICKS] += 1
-        yield from write_to_qemu(d.pci)
+        yield from write_to_qemu(d.pci, v)
         if row >= 0:
             mark(d.machine.table, row, d.milestones.kicked, d.machine.clock.now)
         yield from virtio_queue_notify(d.qemu[0], queue)
-        yield from back_to_guest(d.pci, False)
+        yield from back_to_guest(d.pci, v, False)
 
 
 def clean_tx(d: VirtioNet) -> Generator[Effect, None, None]:
@@ -405,7 +467,11 @@ def free_old_xmit(d: VirtioNet) -> Generator[Effect, None, None]:
     while buffer >= 0:
         yield spend(DRIVER_FREE)
         d.tx_free.append(buffer)
-        yield from sock_wfree(d.sockets[d.machine.memory.u64[(buffer >> 3) + 3]])
+        s = d.sockets[d.machine.memory.u64[(buffer >> 3) + 3]]
+        yield from sock_wfree(s)
+        if d.tx_lock == BY_NAPI and s.credits == 1:
+            # sock_def_write_space: there was no room, so the application may sleep.
+            yield from wake_up(d.vcpu, s.vcpu)
         buffer = get_used(d.tx)
 
 
@@ -419,6 +485,7 @@ def wake_tx_queue(d: VirtioNet) -> Generator[Effect, None, None]:
             d.turn = (d.turn + 1) % len(d.senders)
             i += 1
         d.turn = (d.turn + 1) % len(d.senders)
+        yield from wake_up(d.vcpu, d.xps)
 
 
 # -- interrupts and NAPI ----------------------------------------------------------------------------------------
@@ -427,7 +494,7 @@ def wake_tx_queue(d: VirtioNet) -> Generator[Effect, None, None]:
 def skb_recv_done(d: VirtioNet) -> Generator[Effect, None, None]:
     """The interrupt of the receive queue: schedule its NAPI."""
     while True:
-        yield from irq_enter(d.vcpu, d.napi + RX)
+        yield from irq_enter(d.vcpu, d.vector + RX)
         yield from eoi_edge(d.vcpu)
         yield spend(DRIVER_IRQ)
         if vring_interrupt(d.rx):
@@ -441,7 +508,7 @@ def skb_recv_done(d: VirtioNet) -> Generator[Effect, None, None]:
 def skb_xmit_done(d: VirtioNet) -> Generator[Effect, None, None]:
     """The interrupt of the transmit queue: schedule its NAPI (napi_tx)."""
     while True:
-        yield from irq_enter(d.vcpu, d.napi + TX)
+        yield from irq_enter(d.vcpu, d.vector + TX)
         yield from eoi_edge(d.vcpu)
         yield spend(DRIVER_IRQ)
         if vring_interrupt(d.tx):
@@ -452,32 +519,42 @@ def skb_xmit_done(d: VirtioNet) -> Generator[Effect, None, None]:
         yield from irq_return(d.vcpu)
 
 
-def vp_interrupt(d: VirtioNet) -> Generator[Effect, None, None]:
-    """One interrupt for both queues: a vector that they share, or the INTx line, whose cause is read first.
+def vp_interrupt(s: SoftNet) -> Generator[Effect, None, None]:
+    """One interrupt for all queues: a vector that they share, or the INTx line, whose cause is read first.
 
-    Linux vp_interrupt and vp_vring_interrupt. The end of a level-triggered interrupt comes after the handler.
+    Linux vp_interrupt and vp_vring_interrupt: each queue is looked at. The end of a level-triggered interrupt comes
+    after the handler.
     """
+    m = s.machine
+    pci = s.pairs[0].pci
     while True:
-        yield from irq_enter(d.vcpu, d.napi)
+        yield from irq_enter(s.vcpu, pci.first)
         mine = True
-        if d.pci.mode != INTX:
-            yield from eoi_edge(d.vcpu)
+        if pci.mode != INTX:
+            yield from eoi_edge(s.vcpu)
         yield spend(DRIVER_IRQ)
-        if d.pci.mode == INTX:
-            mine = yield from read_isr(d.pci)
+        if pci.mode == INTX:
+            mine = yield from read_isr(pci)
         news = False
-        if mine and vring_interrupt(d.rx):
-            news = True
-            yield from napi_schedule(d, d.rx, RX)
-        if mine and vring_interrupt(d.tx):
-            news = True
-            yield from napi_schedule(d, d.tx, TX)
+        i = 0
+        while mine and i < len(s.pairs):
+            d = s.pairs[i]
+            if vring_interrupt(d.rx):
+                news = True
+                yield from napi_schedule(d, d.rx, RX)
+            if vring_interrupt(d.tx):
+                news = True
+                yield from napi_schedule(d, d.tx, TX)
+            i += 1
         if not news:
-            d.machine.counters.n[count.INTERRUPTS_SPURIOUS] += 1
-        if d.pci.mode == INTX:
-            yield from eoi_level(d.vcpu, VECTOR)
-        d.handler_done[RX] = d.machine.clock.now
-        yield from irq_return(d.vcpu)
+            m.counters.n[count.INTERRUPTS_SPURIOUS] += 1
+        if pci.mode == INTX:
+            yield from eoi_level(s.vcpu, VECTOR)
+        i = 0
+        while i < len(s.pairs):
+            s.pairs[i].handler_done[RX] = m.clock.now
+            i += 1
+        yield from irq_return(s.vcpu)
 
 
 def napi_schedule(d: VirtioNet, queue: DriverQueue, napi: int) -> Generator[Effect, None, None]:
@@ -514,8 +591,12 @@ def virtnet_poll(d: VirtioNet) -> Generator[Effect, None, int]:
 
     Returns how many packets it received.
     """
-    yield from clean_tx(d)
-    yield from wake_tx_queue(d)
+    if d.tx_lock == FREE:
+        # virtnet_poll_cleantx: __netif_tx_trylock.
+        d.tx_lock = BY_NAPI
+        yield from clean_tx(d)
+        yield from wake_tx_queue(d)
+        yield from tx_unlock(d)
     received = 0
     buffer = get_used(d.rx)
     while buffer >= 0:
@@ -536,9 +617,11 @@ def virtnet_poll(d: VirtioNet) -> Generator[Effect, None, int]:
 
 def virtnet_poll_tx(d: VirtioNet) -> Generator[Effect, None, None]:
     """NAPI of the transmit queue: free what was sent, re-arm for the next."""
+    yield from tx_lock(d, BY_NAPI)
     disable_cb(d.tx)
     yield from free_old_xmit(d)
     yield from wake_tx_queue(d)
+    yield from tx_unlock(d)
     yield from napi_complete(d, d.tx, TX)
 
 
@@ -558,7 +641,7 @@ def receive_buf(d: VirtioNet, buffer: int) -> Generator[Effect, None, None]:
     """Take one received packet from its buffer and carry it up the stack."""
     m = d.machine
     row = m.memory.u64[(packet_in(d, buffer) >> 3)]
-    mark_past(m.table, row, d.milestones.irq, d.vcpu.handler_began[d.napi + RX])
+    mark_past(m.table, row, d.milestones.irq, d.vcpu.handler_began[d.vector])
     mark_past(m.table, row, d.milestones.handled, d.handler_done[RX])
     mark(m.table, row, d.milestones.taken, m.clock.now)
     d.rx_free.append(buffer)

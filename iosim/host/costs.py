@@ -121,5 +121,30 @@ PRODUCER_REARM: Final = _cost("producer_rearm", "the producer's window between a
 # Other load on the host's CPUs
 HOST_LOAD: Final = _cost("host_load", "host.hogs: what a thread that always wants to run has to do")
 
-NAMES: Final[tuple[str, ...]] = tuple(name for name, _ in _catalogue)
-MEANINGS: Final[tuple[str, ...]] = tuple(meaning for _, meaning in _catalogue)
+NAMES: tuple[str, ...] = tuple(name for name, _ in _catalogue)
+MEANINGS: tuple[str, ...] = tuple(meaning for _, meaning in _catalogue)
+
+
+def new_cost(name: str, meaning: str) -> int:
+    """Add a cost that belongs to a model, and return its number; called when the model's file is imported.
+
+    What it amounts to is the model's (`iosim.model.Model.costs`); where that says nothing, it is 0.
+
+    Raises:
+        ValueError: Another cost has the name. The same once more is the same cost.
+
+    Example:
+        >>> from iosim.host import costs
+        >>> card = costs.new_cost("example_card", "an example's card: one packet")
+        >>> costs.NAMES[card], card == costs.new_cost("example_card", "an example's card: one packet")
+        ('example_card', True)
+    """
+    global NAMES, MEANINGS
+    if (name, meaning) in _catalogue:
+        return _catalogue.index((name, meaning))
+    if name in NAMES:
+        raise ValueError(f"there is a cost '{name}' already: {MEANINGS[NAMES.index(name)]}")
+    number = _cost(name, meaning)
+    NAMES = (*NAMES, name)
+    MEANINGS = (*MEANINGS, meaning)
+    return number

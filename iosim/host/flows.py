@@ -8,6 +8,8 @@ from iosim.host.packets import flow_number
 from iosim.requests import FOREIGN, RequestTable
 
 MASK: Final = 0xFFFFFFFF
+RETA: Final = 128
+"""Entries of a NIC's redirection table, filled with its queues in turn (82599 datasheet, 7.1.2.8; Linux ethtool -x)."""
 
 
 class Flows:
@@ -63,3 +65,8 @@ def flow_hash(flow: int) -> int:
 def reciprocal_scale(value: int, end: int) -> int:
     """Return a 32-bit value scaled to 0 .. ``end`` - 1 (Linux include/linux/math.h)."""
     return value * end >> 32
+
+
+def rss_queue(value: int, queues: int) -> int:
+    """Return the queue that a NIC's receive side scaling puts a hash into: by the low bits, through its table."""
+    return value % RETA % queues

@@ -310,9 +310,12 @@ def arm_timer(v: Vcpu) -> Generator[Effect, None, None]:
 def wake_up(v: Vcpu, other: Vcpu) -> Generator[Effect, None, None]:
     """A task of ``other`` was made ready from ``v``: an idle vCPU is interrupted, a busy one comes to it by itself.
 
-    The interrupt is a write to the APIC's ICR: an exit, emulated at what the write to its EOI register costs.
+    The interrupt is a write to the APIC's ICR: an exit, emulated at what the write to its EOI register costs. On a CPU
+    of the host it is the write and no more.
     """
-    if other.number != v.number and other.idling:
+    if other.number != v.number and other.idling and v.native:
+        yield from deliver_interrupt(other, other.reschedule)
+    elif other.number != v.number and other.idling:
         yield from vm_exit(v, count.EXIT_MSR_WRITE)
         yield spend(KVM_EOI)
         yield from deliver_interrupt(other, other.reschedule)
@@ -372,15 +375,20 @@ def adapt_halt_poll(v: Vcpu, halted: int) -> None:
 
 
 def native_idle(v: Vcpu) -> Generator[Effect, None, None]:
-    """The idle loop of a CPU of the host: HLT, which nobody sees but the CPU, until an interrupt."""
+    """The idle loop of a CPU of the host: HLT, which nobody sees but the CPU, until an interrupt.
+
+    A task that another CPU has made ready meanwhile waits for that.
+    """
     while True:
         v.idling = True
+        yield leave_guest()
         v.mode = HALTED
         while v.pending == 0:
             yield wait(v.wake, CPU_IDLE_EXIT)
         v.mode = IN_GUEST
         v.idling = False
         yield from inject_pending(v)
+        yield enter_guest()
 
 
 def native_interrupt(v: Vcpu) -> Generator[Effect, None, None]:

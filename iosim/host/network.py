@@ -23,7 +23,7 @@ from iosim.host.costs import (
     WIRE,
 )
 from iosim.host.dql import Dql, dql_avail, dql_completed, dql_queued
-from iosim.host.flows import flow_hash, flow_of, reciprocal_scale
+from iosim.host.flows import flow_hash, flow_of, reciprocal_scale, rss_queue
 from iosim.host.frames import MSS, TCP_HEADERS
 from iosim.host.machine import Machine
 from iosim.host.packets import (
@@ -91,7 +91,7 @@ class Network:
         wire_bytes: Bytes of a frame on the wire.
         propagation: ps from one end of the wire to the other.
         tap_limit: Frames each queue of the tap holds.
-        queues: Queues of the tap.
+        queues: Queues of the tap, or of the NIC where packets bypass the host's kernel.
         bypass: The NIC is not the host kernel's: there is nothing but the wire, and who has the NIC serves its ends.
         flows: Flows that use it, where there are more than those of the requests.
         qdisc: The queueing discipline of the host's NIC. None: all packets are single frames and there is one queue,
@@ -104,7 +104,7 @@ class Network:
         dql: How much the NIC may have; ``sent`` is what it has sent, bytes, ever.
         tx_done: The channel by which the NIC tells that it has sent something, unless ``tx_irq_pending`` already.
         tap: The tap's queues.
-        steering: The tap's queue that each flow's frames are put into (see `automq`).
+        steering: The queue that each flow's frames are put into: the tap's (see `automq`), or the NIC's (RSS).
         to_client: Frames on the wire to the client: rows, with arrival times in ``to_client_at``.
         client: The channel notified when a frame leaves for the client.
     """
@@ -138,8 +138,9 @@ class Network:
         self.wire_bytes = wire_bytes
         self.propagation = propagation
         self.tap = [TapQueue(number, tap_limit) for number in range(queues)]
-        # tun_automq_select_queue: a flow that has sent nothing yet goes where its hash says.
-        self.steering = [reciprocal_scale(flow_hash(flow), queues) for flow in range(flows or machine.flows.count)]
+        # tun_automq_select_queue: a flow that has sent nothing yet goes where its hash says. In a NIC all do, always.
+        spread = rss_queue if bypass else reciprocal_scale
+        self.steering = [spread(flow_hash(flow), queues) for flow in range(flows or machine.flows.count)]
         self.queued = qdisc is not None
         self.qdisc = qdisc or Qdisc(False, 1)
         self.nic_tso = nic_tso

@@ -1,4 +1,7 @@
-"""A poll-mode driver's thread (DPDK): its loop looks at a NIC's ring and a virtqueue again and again, and never sleeps.
+"""A poll-mode driver's thread (DPDK): its loop looks at a NIC's rings and virtqueues again and again, and never sleeps.
+
+A NIC with several queues spreads flows over them by the hash of their headers (RSS). Each queue is polled by one
+thread, and a thread may have several; an iteration of its loop looks at all of them.
 
 An iteration that finds nothing takes `PollLoop.period`. While there is nothing to find such iterations are not played
 one by one: the thread is busy until something is put into one of its rings, and goes on to the end of the iteration
@@ -13,9 +16,11 @@ from collections.abc import Generator
 from typing import Final, Protocol
 
 from iosim.effects import Effect, busy_poll, sleep_until, wait
-from iosim.fifo import put, take_first
+from iosim.engine.system import instance
+from iosim.fifo import Fifo, put, take_first
+from iosim.host.flows import flow_of
 from iosim.host.machine import Machine
-from iosim.host.network import Network
+from iosim.host.network import RX_RING, Network
 from iosim.host.work import WorkQueue, show_poller
 from iosim.requests import mark_past
 from iosim.window import drop
@@ -31,11 +36,11 @@ class PmdMilestones(Protocol):
 
 
 class PollLoop:
-    """The loop and the NIC that it polls.
+    """The loop of one thread.
 
     Args:
-        machine, network, milestones: What it belongs to.
-        dma: ps from a frame's last bit until it can be seen in the NIC's ring.
+        machine: What it belongs to.
+        number: Its place among the threads.
         period: ps that an iteration takes in which nothing is found.
 
     Attributes:
@@ -43,19 +48,53 @@ class PollLoop:
         never: A channel that nobody notifies: what it polls while its time passes.
     """
 
-    __slots__ = ("dma", "machine", "milestones", "network", "never", "period", "rings")
+    __slots__ = ("machine", "never", "number", "period", "rings")
+
+    def __init__(self, machine: Machine, number: int, period: int) -> None:
+        self.machine = machine
+        self.number = number
+        self.period = period
+        self.rings = WorkQueue(machine.system, instance("pmd rings", number), items=2)
+        self.rings.polling = True
+        self.never = machine.system.channel(instance("pmd time", number))
+
+
+class PolledQueue:
+    """One receive queue of a polled NIC.
+
+    Args:
+        loop: The thread that polls it.
+
+    Attributes:
+        frames: Frames in its ring: rows.
+    """
+
+    __slots__ = ("frames", "loop")
+
+    def __init__(self, loop: PollLoop) -> None:
+        self.loop = loop
+        self.frames = Fifo(RX_RING)
+
+
+class PolledNic:
+    """The NIC that the threads poll.
+
+    Args:
+        machine, network, milestones: What it belongs to; the network's steering says which queue a flow is put into.
+        queues: Its receive queues.
+        dma: ps from a frame's last bit until it can be seen in a ring.
+    """
+
+    __slots__ = ("dma", "machine", "milestones", "network", "queues")
 
     def __init__(
-        self, machine: Machine, network: Network, milestones: PmdMilestones, *, dma: int, period: int
+        self, machine: Machine, network: Network, milestones: PmdMilestones, queues: list[PolledQueue], *, dma: int
     ) -> None:
         self.machine = machine
         self.network = network
         self.milestones = milestones
+        self.queues = queues
         self.dma = dma
-        self.period = period
-        self.rings = WorkQueue(machine.system, "pmd rings", items=2)
-        self.rings.polling = True
-        self.never = machine.system.channel("pmd time")
         machine.system.process("NIC receive", dma_receive(self))
 
 
@@ -83,17 +122,18 @@ def busy(p: PollLoop, time: int) -> Generator[Effect, None, None]:
         yield busy_poll(p.never, end - clock.now)
 
 
-def dma_receive(p: PollLoop) -> Generator[Effect, None, None]:
+def dma_receive(n: PolledNic) -> Generator[Effect, None, None]:
     """The NIC: each frame is in memory some time after its last bit, and no interrupt tells of it."""
-    net = p.network
+    net = n.network
     while True:
         while net.from_client.count == 0:
             yield wait(net.wire_in)
         row = take_first(net.from_client)
         arrived = take_first(net.from_client_at)
-        yield sleep_until(arrived + p.dma)
-        mark_past(p.machine.table, row, p.milestones.arrived, arrived)
-        if put(net.rx_ring, row):
-            yield from show_poller(p.rings)
+        yield sleep_until(arrived + n.dma)
+        mark_past(n.machine.table, row, n.milestones.arrived, arrived)
+        q = n.queues[net.steering[flow_of(n.machine.flows, row)]]
+        if put(q.frames, row):
+            yield from show_poller(q.loop.rings)
         else:
-            yield from drop(p.machine.window, row)
+            yield from drop(n.machine.window, row)

@@ -15,7 +15,7 @@ from iosim.qemu.drives import Drives
 from iosim.qemu.keys import DEVICE_PROPERTIES
 from iosim.qemu.machine import Disk, Machine, Nic, PciDevice
 from iosim.qemu.name_list import name_list
-from iosim.qemu.network import Network
+from iosim.qemu.network import NIC_CLASSES, Network
 from iosim.qemu.options import KeyValues, parse_key_values
 from iosim.qemu.settings import Settings, read_settings
 from iosim.qemu.slots import CHIPSETS, USB, PciBuses
@@ -66,6 +66,7 @@ class _Builder:
         self.devices = self._device_options()
         self.network = Network(_DEFAULT_NIC[self.settings.machine_type], self.buses, self._chardevs())
         self.network.globals = self._globals()
+        self._check_memory()
         self.drives = Drives(self.settings.machine_type, self.buses)
 
     def build(self) -> Machine:
@@ -91,13 +92,14 @@ class _Builder:
             nics=nics,
             disks=disks,
             others=tuple(sorted(self.others, key=lambda device: device.slot)),
-            notes=(*self.notes, *self.drives.notes, *self._unread()),
+            notes=(*self.notes, *self.drives.notes, *self.network.unused_globals(), *self._unread()),
             warnings=(
                 *self.warnings,
                 *self.network.warnings,
                 *_virtio_disk_question(self.command.source, nics, disks),
             ),
             accelerator=self.settings.accelerator,
+            cpu_features=self.settings.cpu_features,
         )
 
     # -- first pass: options that others refer to ------------------------------------------------------
@@ -108,8 +110,18 @@ class _Builder:
     def _chardevs(self) -> set[str]:
         return {_arguments(option, "backend").text("id") for option in self._each("chardev")}
 
-    def _globals(self) -> dict[str, dict[str, str]]:
-        result: dict[str, dict[str, str]] = {}
+    def _check_memory(self) -> None:
+        """Warn of a vhost-user process that cannot see the guest's memory (QEMU docs/system/devices/vhost-user)."""
+        users = [o for o in self._each("netdev", "nic") if o.value.startswith(("vhost-user", "type=vhost-user"))]
+        shared = any("memory-backend" in o.value and "share=on" in o.value for o in self._each("object"))
+        if users and not shared:
+            self.warnings.append(
+                f"{users[0].where}: the process of vhost-user maps the guest's memory, which takes an "
+                "-object memory-backend-memfd,...,share=on and its use by -machine memory-backend= or -numa"
+            )
+
+    def _globals(self) -> list[tuple[str, str, str, str]]:
+        result: list[tuple[str, str, str, str]] = []
         for option in self._each("global"):
             driver, dot, rest = option.value.partition(".")
             name, equals, value = rest.partition("=")
@@ -120,7 +132,11 @@ class _Builder:
                     raise IosimError(
                         f"-global: '{option.value}': expects driver.property=value", option.where
                     )
-            result.setdefault(ALIASES.get(driver, driver), {})[name] = value
+            classes = [*DEVICES, *ALIASES, *NIC_CLASSES]
+            if driver not in classes and difflib.get_close_matches(driver, classes, n=1, cutoff=0.75):
+                hint = unknown("-global driver", driver, classes)
+                self.warnings.append(f"{option.where}: {hint}; QEMU ignores it")
+            result.append((ALIASES.get(driver, driver), name, value, option.where))
         return result
 
     def _device_options(self) -> list[tuple[DeviceModel | None, KeyValues]]:
@@ -269,8 +285,9 @@ class _Builder:
         raise unknown(f"{arguments.option} {arguments.head} bus", bus, self.buses.names, arguments.where)
 
     def _unread(self) -> list[str]:
+        read = _READ | {"cpu"} if self.settings.cpu_features else _READ
         names = dict.fromkeys(
-            f"-{option.name}" for option in self.command.options if option.name not in _READ
+            f"-{option.name}" for option in self.command.options if option.name not in read
         )
         result = []
         for name in ("-readconfig", "-set"):

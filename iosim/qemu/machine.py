@@ -100,6 +100,7 @@ class Machine:
         notes: What was read and plays no part.
         warnings: What probably is not as it was meant; each with ``file:line``.
         accelerator: ``kvm``, ``tcg``, ...
+        cpu_features: Features of -cpu that have a bearing on the path, ``on`` or ``off``.
     """
 
     source: str
@@ -113,3 +114,4 @@ class Machine:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     accelerator: str = "kvm"
+    cpu_features: dict[str, str] = field(default_factory=dict)

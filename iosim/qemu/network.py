@@ -25,6 +25,10 @@ TAPS = ("tap", "bridge")
 #: Models whose QEMU code asks the peer for the header (``qemu_using_vnet_hdr`` in hw/net).
 _USE_VNET_HDR = ("virtio-net-pci", "e1000e", "igb", "vmxnet3")
 _HELP = ("help", "?")
+#: The classes of a virtio NIC within its PCI device, whose properties are the PCI device's too (virtio_instance_init).
+_INNER = ("virtio-device", "virtio-net-device")
+#: Classes above the NICs': a -global for one of them is for every NIC that is one.
+NIC_CLASSES = ("device", "pci-device", "virtio-pci", "virtio-net-pci-base", "e1000-base", *_INNER)
 
 #: Properties that are on or off, of the NICs whose properties are checked.
 _ON_OFF = frozenset(
@@ -83,7 +87,9 @@ class Network:
         self._hub_nics: dict[int, int] = {}
         # A hub's back ends are complete only after the last option, so its NICs are made at the end.
         self._pending: list[tuple[DeviceModel, KeyValues, dict[str, str], Backend | int | None, str]] = []
-        self.globals: dict[str, dict[str, str]] = {}
+        #: Driver, property, value and place of each -global.
+        self.globals: list[tuple[str, str, str, str]] = []
+        self._used: set[str] = set()
         self.warnings: list[str] = []
 
     # -- options ---------------------------------------------------------------------------------
@@ -351,7 +357,7 @@ class Network:
     def _properties(self, model: DeviceModel, arguments: KeyValues, given: dict[str, str]) -> dict[str, str]:
         """Join the properties given with those of -global, and check both."""
         known = DEVICE_PROPERTIES.get(model.name)
-        values = {**self.globals.get(model.name, {}), **{k: v for k, v in given.items() if v != ""}}
+        values = {**self._globals_of(model), **{k: v for k, v in given.items() if v != ""}}
         checked = KeyValues(model.name, values, arguments.option, arguments.where, arguments.line)
         if known is not None:
             checked.check_keys(known, ("x-",))
@@ -368,6 +374,28 @@ class Network:
             self.warnings.append(f"{arguments.where}: tx={tx} is neither 'bh' nor 'timer'; QEMU takes bh")
             values["tx"] = "bh"
         return values
+
+    def _globals_of(self, model: DeviceModel) -> dict[str, str]:
+        """Return what -global says of a NIC, by any of its classes; the PCI device's own word is the last."""
+        outer = [model.name, "device", "pci-device"]
+        inner: tuple[str, ...] = ()
+        if model.name.startswith("virtio-net-pci"):
+            outer += ["virtio-pci", "virtio-net-pci-base"]
+            inner = _INNER
+        elif model.name.startswith("e1000") and model.name != "e1000e":
+            outer.append("e1000-base")
+        self._used |= {*outer, *inner}
+        return {
+            name: value
+            for classes in (inner, outer)
+            for driver, name, value, _ in self.globals
+            if driver in classes
+        }
+
+    def unused_globals(self) -> list[str]:
+        """Return a remark on each -global that is for something else than the NICs."""
+        unused = [f"{driver}.{name}" for driver, name, _, _ in self.globals if driver not in self._used]
+        return [f"of no matter to the I/O path: -global {', '.join(unused)}"] if unused else []
 
     def _check_queue_sizes(self, properties: dict[str, str], arguments: KeyValues, backend: str) -> None:
         """Check ring sizes as ``virtio_net_device_realize`` does (QEMU 8.1)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from iosim.errors import IosimError
-from iosim.host.virtio_pci import OWN, interrupt_mode
+from iosim.host.virtio_pci import OWN, SHARED, interrupt_mode
 from iosim.qemu.machine import Machine, Nic, PciDevice
 from iosim.qemu.name_list import name_list
 from iosim.qemu.options import FALSE, TRUE, whole_number
@@ -33,8 +33,8 @@ _OTHER_ENDS = {
 _WITHOUT_NOTE = frozenset(
     name_list("""
         mac tx rx_queue_size tx_queue_size event_idx indirect_desc x-txburst x-txtimer ioeventfd packed mq vectors
-        mrg_rxbuf disable-modern multifunction bootindex romfile rombar romsize status speed duplex acpi-index
-        mitigation autonegotiation csum host_tso4
+        mrg_rxbuf disable-modern disable-legacy multifunction bootindex romfile rombar romsize status speed
+        duplex acpi-index mitigation autonegotiation csum host_tso4
     """)
 )
 
@@ -57,11 +57,24 @@ def network_path(machine: Machine) -> Path:
     ``device.vectors``, ``device.disable_modern``, ``device.ioeventfd``, ``device.tx``, ``device.tx_timer`` (QEMU's
     x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst), ``device.poll_us`` (the tap's poll-us),
     ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``), ``device.queues``
-    (queue pairs that the guest uses) and ``guest.vcpus`` (those they belong to).
+    (queue pairs that the guest uses), ``guest.vcpus`` (those they belong to) and ``host.pv_eoi`` (-cpu's kvm-pv-eoi).
 
     Raises:
         IosimError: iosim has no model of what the machine asks for; says which part, and what there is.
     """
+    path = _network_path(machine)
+    features = machine.cpu_features
+    off = [f"{name}=off" for name in ("kvm", "kvm-pv-eoi") if features.get(name) == "off"]
+    if off:
+        # Without KVM's signature the guest uses none of its paravirtual features.
+        path.settings["host.pv_eoi"] = False
+        path.notes.append(f"-cpu {','.join(off)}: without PV EOI (host.pv_eoi=off) an interrupt's end exits")
+    if features.get("x2apic") == "off":
+        path.notes.append("not simulated: -cpu x2apic=off; here the local APIC is written as an MSR")
+    return path
+
+
+def _network_path(machine: Machine) -> Path:
     notes = _disk_notes(machine)
     passed = [device for device in machine.others if device.model in _VFIO]
     if passed and not machine.nics:
@@ -94,17 +107,23 @@ def _vfio(machine: Machine, passed: list[PciDevice], notes: list[str]) -> Path:
         f"{passed[0].model} is taken for a NIC of the host",
         "interrupts go through the host; where it has VT-d posted interrupts: host.apicv=on device.interrupts=posted",
     ]
-    return Path("vfio", {}, [*remarks, *notes])
+    used = min(machine.vcpus, MOST_QUEUE_PAIRS)
+    if used < machine.vcpus:
+        remarks.append(f"of the guest's {machine.vcpus} vCPUs {used} are simulated, each with a queue pair of the NIC")
+    # ixgbe_set_rss_queues: a queue pair and a vector for each CPU.
+    settings: dict[str, object] = {"device.queues": used, "guest.vcpus": used} if used > 1 else {}
+    return Path("vfio", settings, [*remarks, *notes])
 
 
 def _vhost_user(nic: Nic, notes: list[str], vcpus: int) -> Path:
-    if (whole_number(nic.properties.get("vectors", "3")) or 0) < 3:
-        raise IosimError(
-            "iosim simulates vhost-user with a vector for each queue; vectors= must be 3 at least", nic.where
-        )
-    used = _queue_pairs(nic, notes, vcpus).get("device.queues", 1)
-    if used != 1:
-        raise IosimError(f"iosim cannot simulate {used} queue pairs of vhost-user; it simulates one", nic.where)
+    settings = {**_queue_pairs(nic, notes, vcpus), **_rings(nic, notes)}
+    _qemus_only(nic, "the process behind the socket serves", notes)
+    _unsimulated(nic, notes)
+    return Path("vhost-user", settings, ["the process behind the socket is taken to poll, as DPDK does", *notes])
+
+
+def _rings(nic: Nic, notes: list[str]) -> dict[str, object]:
+    """Return the settings of every virtio NIC, whatever serves its rings."""
     settings: dict[str, object] = {}
     for name in ("rx_queue_size", "tx_queue_size"):
         if name in nic.properties:
@@ -114,10 +133,25 @@ def _vhost_user(nic: Nic, notes: list[str], vcpus: int) -> Path:
             settings[f"device.{key}"] = _is_on(nic, name, True)
     if not _is_on(nic, "mrg_rxbuf", True) and _guest_gso(nic):
         settings["device.mrg_rxbuf"] = False
+    if "disable-modern" in nic.properties:
+        settings["device.disable_modern"] = _is_on(nic, "disable-modern", False)
+    if settings.get("device.disable_modern") and settings.pop("device.packed", False):
+        notes.append("packed=on has no effect with disable-modern=on: a legacy device does not offer it")
+    return settings
+
+
+def _qemus_only(nic: Nic, who: str, notes: list[str]) -> None:
+    """Say which properties are of QEMU's own back end, and have no effect where another serves the rings."""
+    given = [name for name in ("tx", "x-txtimer", "x-txburst", "ioeventfd") if name in nic.properties]
+    if given:
+        what = "is QEMU's own back end's" if len(given) == 1 else "are QEMU's own back end's"
+        notes.append(f"{', '.join(given)} {what}; here {who} the rings, and kicks have their ioeventfd")
+
+
+def _unsimulated(nic: Nic, notes: list[str]) -> None:
     unsimulated = [f"{k}={v}" for k, v in nic.properties.items() if k not in _WITHOUT_NOTE]
     if unsimulated:
         notes.append(f"not simulated: {', '.join(unsimulated)}")
-    return Path("vhost-user", settings, ["the process behind the socket is taken to poll, as DPDK does", *notes])
 
 
 def _not_the_nic(machine: Machine, passed: PciDevice) -> str:
@@ -207,34 +241,18 @@ def _asks_vhost(nic: Nic) -> bool:
 def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
     _check_backend(nic)
     notes = [*_hub_notes(nic), *notes]
-    settings = _queue_pairs(nic, notes, vcpus)
-    for name in ("rx_queue_size", "tx_queue_size"):
-        if name in nic.properties:
-            settings[f"device.{name}"] = whole_number(nic.properties[name])
-    for name, key in (("event_idx", "event_idx"), ("packed", "packed"), ("indirect_desc", "indirect")):
-        if name in nic.properties:
-            settings[f"device.{key}"] = _is_on(nic, name, True)
-    for name in ("csum", "host_tso4"):
-        if name in nic.properties:
-            settings[f"device.{name}"] = _is_on(nic, name, True)
-    if not nic.vnet_hdr and not nic.through_hub:
-        settings["device.vnet_hdr"] = False
-    if not _is_on(nic, "mrg_rxbuf", True) and _guest_gso(nic):
-        settings["device.mrg_rxbuf"] = False
-    if "disable-modern" in nic.properties:
-        settings["device.disable_modern"] = _is_on(nic, "disable-modern", False)
-    mine = _qemus(nic)
+    settings = {**_queue_pairs(nic, notes, vcpus), **_rings(nic, notes), **_offloads(nic)}
     if not nic.vhost:
-        settings.update(mine)
-    elif "x-txburst" in nic.properties:
-        notes.append("x-txburst is QEMU's; with vhost the kernel serves the ring")
+        settings.update(_qemus(nic))
+    else:
+        _qemus_only(nic, "the kernel serves", notes)
     if "poll-us" in nic.backend_options and nic.vhost:
         settings["device.poll_us"] = whole_number(nic.backend_options["poll-us"])
+    elif "poll-us" in nic.backend_options:
+        notes.append("poll-us is vhost's; without vhost=on nobody polls")
     if nic.vhost and settings.pop("device.packed", False):
         notes.append("packed=on has no effect with vhost=on: the kernel's vhost has no packed rings")
-    unsimulated = [f"{k}={v}" for k, v in nic.properties.items() if k not in _WITHOUT_NOTE]
-    if unsimulated:
-        notes.append(f"not simulated: {', '.join(unsimulated)}")
+    _unsimulated(nic, notes)
     if "fd" in nic.backend_options or "fds" in nic.backend_options:
         notes.append("fd= is taken for a tap on a bridge; a macvtap would cost something else")
     return Path("vhost-net" if nic.vhost else "virtio-net", settings, notes)
@@ -252,13 +270,9 @@ def _queue_pairs(nic: Nic, notes: list[str], vcpus: int) -> dict[str, object]:
     given = whole_number(nic.properties.get("vectors", ""))
     vectors = 2 * pairs + 2 if given is None else given
     if interrupt_mode(vectors, 2 * pairs) != OWN:
-        if used > 1:
-            raise IosimError(
-                f"iosim cannot simulate vectors={vectors} for {pairs} queue pairs, with which all queues share one; "
-                f"it simulates one for each, as vectors={2 * pairs + 2} gives",
-                nic.where,
-            )
         settings["device.vectors"] = min(vectors, 2)
+        if used > 1:
+            notes.append(_together(vectors, pairs))
     if pairs == 1:
         return settings
     if used > MOST_QUEUE_PAIRS:
@@ -273,10 +287,26 @@ def _queue_pairs(nic: Nic, notes: list[str], vcpus: int) -> dict[str, object]:
     return settings
 
 
+def _together(vectors: int, pairs: int) -> str:
+    """Say that one vCPU takes the interrupts of all queues."""
+    shared = "share one vector" if interrupt_mode(vectors, 2 * pairs) == SHARED else "interrupt by the INTx line"
+    return f"with vectors={vectors} all queues {shared}; {2 * pairs + 2} would give each its own"
+
+
 def _guest_gso(nic: Nic) -> bool:
     """Whether the guest may be given GSO packets: offered, and the tap hands their headers on (``virtnet_probe``)."""
     names = ("guest_tso4", "guest_tso6", "guest_ufo")
     return nic.vnet_hdr and _is_on(nic, "guest_csum", True) and any(_is_on(nic, name, True) for name in names)
+
+
+def _offloads(nic: Nic) -> dict[str, object]:
+    settings: dict[str, object] = {}
+    for name in ("csum", "host_tso4"):
+        if name in nic.properties:
+            settings[f"device.{name}"] = _is_on(nic, name, True)
+    if not nic.vnet_hdr and not nic.through_hub:
+        settings["device.vnet_hdr"] = False
+    return settings
 
 
 def _qemus(nic: Nic) -> dict[str, object]:

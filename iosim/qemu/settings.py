@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from iosim.errors import IosimError, unknown
 from iosim.qemu.command_line import CommandLine, Option
 from iosim.qemu.name_list import name_list
-from iosim.qemu.options import KeyValues, parse_key_values, size_in_bytes, whole_number
+from iosim.qemu.options import TRUE, KeyValues, parse_key_values, size_in_bytes, whole_number
 
 _DEFAULT_MEMORY_MIB = 128  # default_ram_size of hw/core/machine.c
 _MAX_CPUS = {"pc": 255, "q35": 4096}  # max_cpus in pc_piix.c and (QEMU 9.2) pc_q35.c
@@ -31,6 +31,8 @@ _VGAS = {
 }
 _SMP_KEYS = frozenset(name_list("cpus sockets drawers books dies clusters modules cores threads maxcpus"))
 _HELP = ("help", "?")
+#: Features of -cpu that change how interrupts end.
+_CPU_FEATURES = ("kvm", "kvm-pv-eoi", "x2apic")
 _NO_MACHINE = {"h": "options", "help": "options", "version": "the version", "audio-help": "audio drivers"}
 
 
@@ -48,6 +50,7 @@ class Settings:
     nodefaults: bool
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    cpu_features: dict[str, str]
 
 
 def read_settings(command: CommandLine) -> Settings:
@@ -83,8 +86,9 @@ def read_settings(command: CommandLine) -> Settings:
         vga_given=bool(given),
         usb=machine.boolean("usb") or any(o.name in ("usb", "usbdevice") for o in command.options),
         nodefaults=nodefaults,
-        notes=(),
+        notes=_unsimulated(command, machine),
         warnings=warnings,
+        cpu_features=_cpu_features(command),
     )
 
 
@@ -167,6 +171,43 @@ def _memory(command: CommandLine) -> int:
                 raise arguments.error(f"maxmem={limit}: expects a size of at least that of the memory")
         result = math.ceil(size / _MIB) or _DEFAULT_MEMORY_MIB
     return result
+
+
+def _cpu_features(command: CommandLine) -> dict[str, str]:
+    """Return the features of the last -cpu that have a bearing on an I/O path (``x86_cpu_parse_featurestr``).
+
+    ``+name`` and ``-name`` are ``name=on`` and ``name=off``, and win; an underscore is a dash.
+    """
+    given = [option for option in command.options if option.name == "cpu"]
+    if not given:
+        return {}
+    name, *features = given[-1].value.split(",")
+    if not name:
+        raise IosimError("-cpu: has no model; expects one, as in -cpu host,+x2apic", given[-1].where)
+    plain: dict[str, str] = {}
+    signed: dict[str, str] = {}
+    for feature in features:
+        if feature[:1] in ("+", "-"):
+            signed[feature[1:].replace("_", "-")] = "on" if feature[0] == "+" else "off"
+        else:
+            key, _, value = feature.partition("=")
+            plain[key.replace("_", "-")] = value or "on"
+    found = {**plain, **signed}
+    return {key: "on" if found[key] in TRUE else "off" for key in _CPU_FEATURES if key in found}
+
+
+def _unsimulated(command: CommandLine, machine: KeyValues) -> tuple[str, ...]:
+    """Return remarks on what would change exits or interrupts, and is not simulated."""
+    said = []
+    irqchip = machine.text("kernel_irqchip") or machine.text("kernel-irqchip")
+    for option in command.options:
+        if option.name == "accel":
+            irqchip = _arguments(option, "accel").text("kernel-irqchip") or irqchip
+        if option.name == "overcommit" and _arguments(option, "").boolean("cpu-pm"):
+            said.append("not simulated: -overcommit cpu-pm=on, with which HLT does not exit")
+    if irqchip in ("off", "split"):
+        said.append(f"not simulated: kernel-irqchip={irqchip}; here KVM has local APICs and I/O APIC")
+    return tuple(said)
 
 
 def _vcpus(command: CommandLine, machine_type: str) -> int:

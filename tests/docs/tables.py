@@ -67,6 +67,7 @@ UNITS = {
     "device.queue_size": "descriptors",
     "device.tx_burst": "packets",
     "device.burst": "packets",
+    "device.pmd_threads": "threads",
     "device.packet_weight": "packets",
     "device.kp": "items",
     "device.kc": "items",

@@ -21,6 +21,7 @@ code = pytest.importorskip("iosim.engine.compiled.code")
 
 NICS = ("ne2k_pci", "rtl8139", "pcnet", "i82551")
 PHYSICAL = ("bare-metal", "vfio")
+SEVERAL = ("virtio-net", "vhost-net", "vhost-user", *PHYSICAL)
 PATHS = ("e1000", "virtio-net", "vhost-net", "vhost-user", *PHYSICAL, *NICS)
 
 
@@ -66,7 +67,7 @@ def test_identical_for_every_workload(model: str, workload: str, loop: dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["virtio-net", "vhost-net"])
+@pytest.mark.parametrize("model", SEVERAL)
 @pytest.mark.parametrize("workload", ["rr", "tx", "rx"])
 @pytest.mark.parametrize("pairs", [{"device.queues": 4}, {"device.queues": 4, "guest.vcpus": 2, "workload.flows": 7}])
 def test_identical_with_several_queue_pairs(model: str, workload: str, pairs: dict[str, Any]) -> None:
@@ -126,10 +127,7 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
         chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256, 1024]))
         chosen["device.tx_queue_size"] = draw(st.sampled_from([32, 256, 1024]))
         chosen["device.mrg_rxbuf"] = chosen["device.rx_queue_size"] < 32 or draw(st.booleans())
-        chosen["device.queues"] = draw(st.sampled_from([1, 1, 2, 3, 8]))
         chosen["device.disable_modern"] = not chosen["device.packed"] and draw(st.booleans())
-        if chosen["device.queues"] == 1:
-            chosen["device.vectors"] = draw(st.sampled_from([0, 2, 3]))
         if model == "vhost-net":
             chosen["device.poll_us"] = draw(st.sampled_from([0, 0, 4, 200]))
         if model == "virtio-net":
@@ -137,6 +135,12 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
             chosen["device.tx"] = draw(st.sampled_from(["bh", "timer"]))
             chosen["device.tx_timer"] = draw(st.sampled_from(["1us", "150us"]))
             chosen["device.tx_burst"] = draw(st.sampled_from([1, 5, 256]))
+    if model in SEVERAL:
+        chosen["device.queues"] = draw(st.sampled_from([1, 1, 2, 3, 8]))
+        if model not in PHYSICAL:
+            chosen["device.vectors"] = draw(st.sampled_from([None, 0, 2]))
+        if model == "vhost-user":
+            chosen["device.pmd_threads"] = draw(st.sampled_from([None, 1, chosen["device.queues"]]))
         chosen["guest.vcpus"] = min(chosen["device.queues"], draw(st.sampled_from([1, 2, 8])))
         chosen["workload.flows"] = chosen["device.queues"] + draw(st.sampled_from([0, 0, 1, 5]))
     return workload, chosen

@@ -17,6 +17,7 @@ from iosim.specification import specify
 
 PATHS = ("e1000", "virtio-net", "vhost-net")
 PHYSICAL = ("bare-metal", "vfio")
+SEVERAL = ("virtio-net", "vhost-net", "vhost-user", *PHYSICAL)
 EVERY = (*PATHS, *PHYSICAL, "vhost-user", "ne2k_pci", "rtl8139", "pcnet", "i82551", "i82557b", "i82559er")
 
 
@@ -147,7 +148,12 @@ def any_run(draw: st.DrawFn) -> tuple[str, str, dict[str, object]]:
         chosen["device.event_idx"] = draw(st.booleans())
         chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256, 1024]))
         chosen["device.tx_queue_size"] = draw(st.sampled_from([32, 256, 1024]))
+    if model in SEVERAL:
         queues = draw(st.sampled_from([1, 1, 2, 3, 8]))
+        if model not in PHYSICAL:
+            chosen["device.vectors"] = draw(st.sampled_from([None, None, 0, 2]))
+        if model == "vhost-user":
+            chosen["device.pmd_threads"] = draw(st.sampled_from([None, 1, queues]))
         chosen["device.queues"] = queues
         chosen["guest.vcpus"] = min(queues, draw(st.sampled_from([1, 2, 8])))
         chosen["workload.flows"] = queues + draw(st.sampled_from([0, 0, 1, 5]))
@@ -167,11 +173,13 @@ def test_stages_sum_to_the_latency_whatever_the_settings(run: tuple[str, str, di
     except iosim.IosimError as error:
         # One CPU, a tap queue of one, clients that send again at once: the host's softirq leaves QEMU no time. With two
         # QEMU's main loop has the other for itself where the NIC loses packets and does not hold them back. And a
-        # driver without NAPI leaves the application no time (receive livelock).
+        # driver without NAPI leaves the application no time (receive livelock). Nor do, for a while, the clients of
+        # several flows, whose requests a NIC's few descriptors lose and who send again at once.
         message = str(error)
         assert "overloaded: no request completed" in message
         loses = model not in PATHS
-        assert chosen["host.cpus"] == 1 or (loses and chosen["host.cpus"] == 2) or model == "ne2k_pci"
+        flood = model in PHYSICAL and int(chosen.get("workload.depth", 0)) * int(chosen["workload.flows"]) > 300
+        assert chosen["host.cpus"] == 1 or (loses and chosen["host.cpus"] == 2) or flood or model == "ne2k_pci"
         return
     durations = np.diff(result.stamps, axis=1)
     assert (durations >= 0).all()

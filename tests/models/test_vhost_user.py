@@ -97,7 +97,13 @@ def test_frames_without_a_buffer_are_lost() -> None:
     [
         ({"device.burst": 0}, "device.burst: must be at least 1, not 0"),
         ({"host.pmd_poll": "0ns"}, "host.pmd_poll: an iteration of the poll-mode loop takes time: at least 1ns"),
-        ({"device.queues": 2}, "device.queues"),
+        ({"device.queues": 9}, "device.queues: must be at most 8, not 9"),
+        (
+            {"device.pmd_threads": 2},
+            "device.pmd_threads: 2 threads for 1 queue pair: each pair is polled by one of them",
+        ),
+        ({"device.queues": 4, "device.pmd_threads": 5}, "device.pmd_threads: 5 threads for 4 queue pairs"),
+        ({"device.pmd_threads": 0}, "device.pmd_threads: must be at least 1, not 0"),
         ({"device.tx_queue_size": 16}, "device.tx_queue_size: a chain of 19 descriptors"),
     ],
 )

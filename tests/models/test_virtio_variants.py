@@ -219,9 +219,6 @@ def test_big_chains_make_bursts_wait_and_indirect_tables_cure_it(model: str) -> 
         ("virtio-net", {"device.tx_timer": "0ns"}, "device.tx_timer: must be above 0"),
         ("virtio-net", {"device.ioeventfd": "maybe"}, "device.ioeventfd: 'maybe' is neither on nor off"),
         ("virtio-net", {"device.vectors": 2049}, "device.vectors: must be at most 2048, not 2049"),
-        ("vhost-net", {"device.vectors": 2, "device.queues": 4},
-         "device: vectors=2 for queues=4, with which all queues share one: that is not simulated for several pairs; "
-         "give 9 or more"),
         ("vhost-net", {"device.packed": True, "device.disable_modern": True},
          "device: packed=on needs VIRTIO_F_VERSION_1, which a device with disable_modern=on does not have"),
         ("vhost-net", {"device.mrg_rxbuf": "no buffers"}, "device.mrg_rxbuf: 'no buffers' is neither on nor off"),

@@ -6,6 +6,7 @@ from importlib.resources import files
 
 import pytest
 
+from iosim.errors import IosimError
 from iosim.qemu import Machine, network_path, parse, read_file
 
 MACHINES = files("iosim.models") / "machines"
@@ -93,11 +94,64 @@ def test_a_chosen_interface_is_not_asked_about(drive: str) -> None:
     assert parse(f"kvm {drive} -nic tap,model=virtio", "f").warnings == ()
 
 
-def test_there_are_four_machine_files_and_they_hold_one_command_each() -> None:
-    names = sorted(entry.name for entry in MACHINES.iterdir() if entry.name.endswith(".sh"))
-    assert names == ["full-emulation.sh", "vhost-net-ide.sh", "vhost-net.sh", "virtio-net.sh"]
-    for name in names:
+EVERY = {
+    "full-emulation.sh": "e1000",
+    "rtl8139.sh": "rtl8139",
+    "vfio.sh": "vfio",
+    "vhost-net-ide.sh": "vhost-net",
+    "vhost-net-mq.sh": "vhost-net",
+    "vhost-net.sh": "vhost-net",
+    "vhost-user.sh": "vhost-user",
+    "virtio-net-packed.sh": "virtio-net",
+    "virtio-net.sh": "virtio-net",
+}
+
+
+def test_each_machine_file_holds_one_command_and_says_what_it_is() -> None:
+    assert sorted(entry.name for entry in MACHINES.iterdir() if entry.name.endswith(".sh")) == sorted(EVERY)
+    for name, model in EVERY.items():
         assert (MACHINES / name).read_text().startswith("# ")
+        assert network_path(machine(name)).model == model
+
+
+def test_rtl8139() -> None:
+    built = machine("rtl8139.sh")
+    (nic,) = built.nics
+    assert (nic.model, nic.guest_driver, nic.backend, nic.through_hub) == ("rtl8139", "8139cp", "tap", False)
+    assert (built.warnings, network_path(built).settings) == ((), {})
+
+
+def test_virtio_net_packed() -> None:
+    built = machine("virtio-net-packed.sh")
+    (nic,) = built.nics
+    assert nic.properties == {"packed": "on", "event_idx": "off"}
+    assert network_path(built).settings == {"device.packed": True, "device.event_idx": False}
+    assert built.warnings == ()
+
+
+def test_vhost_net_with_four_queue_pairs() -> None:
+    built = machine("vhost-net-mq.sh")
+    (nic,) = built.nics
+    assert (built.vcpus, nic.queues, nic.vhost, nic.properties) == (4, 4, True, {"mq": "on", "vectors": "10"})
+    path = network_path(built)
+    assert path.settings == {"device.queues": 4, "guest.vcpus": 4, "device.poll_us": 50}
+    assert built.warnings == ()
+
+
+def test_vhost_user() -> None:
+    built = machine("vhost-user.sh")
+    (nic,) = built.nics
+    assert (built.vcpus, nic.backend, nic.queues, nic.is_virtio) == (2, "vhost-user", 2, True)
+    assert network_path(built).settings == {"device.queues": 2, "guest.vcpus": 2, "device.rx_queue_size": 1024}
+    assert built.warnings == ()
+
+
+def test_vfio() -> None:
+    built = machine("vfio.sh")
+    assert built.nics == ()
+    assert ("00:03.0", "vfio-pci", "") in others(built)
+    assert network_path(built).settings == {"device.queues": 4, "guest.vcpus": 4}
+    assert built.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -279,9 +333,31 @@ def test_global_properties_reach_the_nic_and_yield_to_its_own() -> None:
         ("-netdev tap,id=a,vhost=on -device e1000,netdev=a", "QEMU ignores vhost=on for e1000"),
         ("-nic tap,model=virtio -device nosuchthing", "iosim does not know the device 'nosuchthing'"),
         ("-nic none -netdev tap,id=a -device virtio-net-pci,netdev=a,tx=tmr", "QEMU takes bh"),
+        ("-chardev socket,id=c,path=s -nic vhost-user,chardev=c,model=virtio", "maps the guest's memory"),
+        ("-nic tap -global virtio-net-pic.mq=on", "unknown -global driver 'virtio-net-pic'; did you mean"),
     ],
 )
 def test_warnings_name_their_place(line: str, part: str) -> None:
     (warning,) = parse(f"\nkvm {line}", "f.sh").warnings
     assert warning.startswith("f.sh:2: ")
     assert part in warning
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("-nic tap -global PIIX4_PM.disable_s3=1", "of no matter to the I/O path: -global PIIX4_PM.disable_s3"),
+        ("-nic tap -global virtio-net-pci.mq=on", "of no matter to the I/O path: -global virtio-net-pci.mq"),
+        ("-nic tap -overcommit cpu-pm=on", "not simulated: -overcommit cpu-pm=on, with which HLT does not exit"),
+        ("-nic tap -machine pc,kernel_irqchip=off", "not simulated: kernel-irqchip=off"),
+        ("-nic tap -accel kvm,kernel-irqchip=split", "not simulated: kernel-irqchip=split"),
+        ("-nic tap -cpu host,+avx2", "of no matter to the I/O path: -cpu"),
+    ],
+)
+def test_what_has_no_meaning_here_is_said(line: str, part: str) -> None:
+    assert any(part in note for note in parse(f"kvm {line}", "f").notes)
+
+
+def test_a_cpu_without_a_model_is_refused() -> None:
+    with pytest.raises(IosimError, match="-cpu: has no model; expects one, as in -cpu host"):
+        parse("kvm -nic tap -cpu ,+x2apic", "f")

@@ -1,0 +1,88 @@
+"""A guest with a virtio NIC, whatever serves its queues: driver, transport and applications on a `NetworkRoom`.
+
+A path adds who serves the queues: for each pair a `WorkQueue` that its kicks go to, and processes of its own that work
+on ``rx_device`` and ``tx_device`` of the pair's driver. docs/guides/models.md shows one from beginning to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from iosim.effects import TASK, Effect
+from iosim.engine.system import instance
+from iosim.guest.socket import sendmsg
+from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, VirtioNet, dev_queue_xmit, packet_buffers, transports
+from iosim.host.main_loop import MainLoop
+from iosim.host.virtio_pci import interrupt_mode
+from iosim.host.work import WorkQueue
+from iosim.settings import VirtioQueuePairs
+from iosim.workload.application import Application, next_packet
+from iosim.workload.assembly import NetworkRoom
+from iosim.workload.spec import RX as RX_ONLY
+
+
+def guest_memory(settings: VirtioQueuePairs) -> int:
+    """Return the packet buffers that the driver of a queue pair needs: what `NetworkRoom` asks for."""
+    big = not settings.mrg_rxbuf
+    return packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big)
+
+
+def virtio_net(
+    room: NetworkRoom, loop: MainLoop, settings: VirtioQueuePairs, backends: Sequence[WorkQueue]
+) -> list[VirtioNet]:
+    """Install the driver of a NIC whose back end is not QEMU; return it, one for each queue pair.
+
+    Args:
+        room: The room.
+        loop: QEMU's main loop, which has something to do where the queues interrupt by INTx.
+        settings: The NIC's.
+        backends: Where the kicks of each pair go, as items ``RX`` and ``TX``.
+    """
+    pairs = settings.queues
+    mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
+    softnets, pcis = transports(
+        room.machine, room.vcpus, loop, pairs, mode=mode, legacy=settings.disable_modern, ioeventfd=True
+    )
+    # No streams here: every packet is one frame, whose checksum the back end leaves to the NIC.
+    offloads = Offloads(csum=True, host_tso4=False, vnet_hdr=True, ethtool_tso=False, ethtool_gso=False)
+    drivers = []
+    for i in range(pairs):
+        driver = VirtioNet(
+            room.machine,
+            softnets[i],
+            i,
+            room.sockets,
+            room.sockets[i::pairs],
+            room.milestones,
+            pcis[i],
+            backends[i],
+            RX,
+            TX,
+            rx_size=settings.rx_queue_size,
+            tx_size=settings.tx_queue_size,
+            event_idx=settings.event_idx,
+            packed=settings.packed,
+            indirect=settings.indirect,
+            big=not settings.mrg_rxbuf,
+            frame=room.workload.frame,
+            offloads=offloads,
+        )
+        drivers.append(driver)
+        room.machine.parts[instance("driver", i)] = driver
+    return drivers
+
+
+def applications(room: NetworkRoom, drivers: Sequence[VirtioNet]) -> None:
+    """Install the guest's applications, each sending by the driver of its flow's pair."""
+    for i, a in enumerate(room.applications):
+        process = application(a, drivers[i % len(drivers)])
+        room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
+
+
+def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
+    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
+    while True:
+        row = yield from next_packet(a)
+        if a.kind != RX_ONLY:
+            yield from sendmsg(a.socket, row)
+            yield from dev_queue_xmit(driver, a.socket, row)
