@@ -46,7 +46,7 @@ from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
-from iosim.window import drop
+from iosim.window import DEVICE_RING, drop
 
 CBS: Final = 128
 RFDS: Final = 256
@@ -264,7 +264,7 @@ def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
             yield from deliver(nic.socket, row, nic.vcpu)
         else:
             # The descriptor before the last has no room (see set_before_last): QEMU truncates the packet to nothing.
-            yield from drop(m.window, row)
+            yield from drop(m.window, row, DEVICE_RING)
         m.memory.u16[rfd >> 1] = 0
         nic.rx_to_clean = (nic.rx_to_clean + 1) % RFDS
         work += 1

@@ -25,7 +25,7 @@ from iosim.host.flows import flow_hash, flow_of, reciprocal_scale
 from iosim.host.machine import Machine
 from iosim.host.work import WorkQueue, queue_work, show_poller
 from iosim.requests import mark
-from iosim.window import drop
+from iosim.window import NIC_RING, QDISC, TAP_FULL, drop
 
 QDISC_LIMIT = 1000
 """Frames the host's NIC queue holds: Linux's default txqueuelen."""
@@ -154,7 +154,7 @@ def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, Non
     if put(net.nic_tx, row):
         yield notify(net.nic)
     else:
-        yield from drop(net.machine.window, row)
+        yield from drop(net.machine.window, row, QDISC)
 
 
 def automq(net: Network, tap: TapQueue, row: int) -> None:
@@ -194,7 +194,7 @@ def nic_receive(net: Network) -> Generator[Effect, None, None]:
                 net.irq_pending = True
                 yield notify_after(net.irq, NIC_RX_DELAY)
         else:
-            yield from drop(m.window, row)
+            yield from drop(m.window, row, NIC_RING)
 
 
 def host_softirq(net: Network) -> Generator[Effect, None, None]:
@@ -217,7 +217,7 @@ def host_softirq(net: Network) -> Generator[Effect, None, None]:
                 else:
                     yield from show_poller(tap.reader)
             else:
-                yield from drop(m.window, row)
+                yield from drop(m.window, row, TAP_FULL)
         net.irq_pending = False
 
 

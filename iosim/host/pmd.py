@@ -18,7 +18,7 @@ from iosim.host.machine import Machine
 from iosim.host.network import Network
 from iosim.host.work import WorkQueue, show_poller
 from iosim.requests import mark_past
-from iosim.window import drop
+from iosim.window import NIC_RING, drop
 
 LOOK: Final = 100_000_000
 """ps of idle polling that the engine is asked for at a time. It changes nothing but the number of events."""
@@ -96,4 +96,4 @@ def dma_receive(p: PollLoop) -> Generator[Effect, None, None]:
         if put(net.rx_ring, row):
             yield from show_poller(p.rings)
         else:
-            yield from drop(p.machine.window, row)
+            yield from drop(p.machine.window, row, NIC_RING)
