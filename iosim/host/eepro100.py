@@ -249,6 +249,9 @@ def nic_receive(s: EEPRO100, row: int) -> Generator[Effect, None, None]:
         rfd = s.ru_offset
         command = m.memory.u16[(rfd >> 1) + 1]
         size = min(s.client.network.frame, m.memory.u16[(rfd >> 1) + 7])
+        if m.memory.u16[rfd >> 1] & STATUS_C:
+            # Started anew behind the driver's back (see e100_rx_clean), it overwrites what has not been taken.
+            yield from drop(m.window, m.memory.u64[(rfd + RFD_SIZE) >> 3], DEVICE_RING)
         if size > 0:
             yield from copy_hot(s.client.network)
         m.memory.u64[(rfd + RFD_SIZE) >> 3] = row
