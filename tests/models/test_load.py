@@ -55,6 +55,7 @@ RX = {
     path: Receiving(*map(float, cells[:4]), tuple(re.findall(r"`(\w+)`", cells[4])))
     for path, cells in table("Receiving").items()
 }
+QUICKER = ("virtio-net", "vhost-net", "vhost-user")
 LIVELOCK = "ne2k_pci"
 SURVIVE = [path for path in RX if path != LIVELOCK]
 
@@ -105,6 +106,16 @@ class TestSending:
         assert twice.saturated == four_times.saturated == [thread]
         assert any(line.startswith(f"{thread} is saturated: ") for line in twice.warnings)
         assert {queue for queue, lost in four_times.dropped_at.items() if lost} <= {"sender"}
+
+
+def test_the_slower_back_end_lets_the_guest_send_more() -> None:
+    """QEMU's is always at work and wants no kick; vhost's is told of each packet, and it and a poller tell of each."""
+    virtio, vhost, poller = (play(path, "tx", 2 * float(TX[path][0])) for path in QUICKER)
+    assert virtio.throughput.value > vhost.throughput.value
+    kicks, interrupts = ([r.per_request(n).value for r in (virtio, vhost, poller)] for n in ("kicks", "interrupts"))
+    assert kicks == pytest.approx([0, 1, 0], abs=0.01)
+    assert interrupts == pytest.approx([0, 1, 1], abs=0.01)
+    assert virtio.cpu_by_process["vcpu0"]["application"].value + shares(virtio)[1] == pytest.approx(2 / 3, abs=0.05)
 
 
 # -- receiving --------------------------------------------------------------------------------------------------
