@@ -101,7 +101,7 @@ class Result:
         kept: The measured requests, or summaries of them.
         snapshots: Counters at the ends of the window's batches.
         threads: Names of the threads.
-        processes: Names of the processes and their threads (-1: none), in the order of each snapshot's.
+        processes: Names of the processes that run on threads, and their threads, in the order of each snapshot's.
         events: Timers set by the engine, over the whole run.
         warnings: One line each.
         engine: Which engine played it: ``simpy`` or ``compiled``; all else is the same with either.

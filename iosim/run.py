@@ -346,7 +346,7 @@ class _Observer:
         return self.machine.table.created - window.completed - window.dropped
 
     def _snapshot(self) -> None:
-        window = self.machine.window
+        window, processes = self.machine.window, self.machine.system.processes
         self.snapshots.append(
             Snapshot(
                 time=self.machine.clock.now,
@@ -354,7 +354,7 @@ class _Observer:
                 created=self.machine.table.created,
                 dropped_at=tuple(window.dropped_at),
                 counters=tuple(self.machine.counters.n),
-                processes=tuple(self.engine.uses()),
+                processes=tuple(use for use, p in zip(self.engine.uses(), processes, strict=True) if p.thread >= 0),
                 switches=sum(self.engine.switches()),
             )
         )
@@ -414,17 +414,19 @@ class _Observer:
             kept=self._summaries() if self.totals else self._requests(first.completed, last.completed),
             snapshots=self.snapshots,
             threads=[thread.name for thread in system.threads],
-            processes=[(process.name, process.thread) for process in system.processes],
+            processes=self._processes(),
             events=self.engine.events,
             warnings=self.warnings,
             engine=engine,
         )
 
+    def _processes(self) -> list[tuple[str, int]]:
+        """The processes that run on threads, with those; others are hardware, or the client."""
+        return [(p.name, p.thread) for p in self.machine.system.processes if p.thread >= 0]
+
     def _busy(self, first: Snapshot, last: Snapshot) -> list[str]:
         """A line for each thread that has no time to spare: what an overloaded path is short of."""
-        system = self.machine.system
-        processes = [(process.name, process.thread) for process in system.processes]
-        found = saturated(first, last, [thread.name for thread in system.threads], processes)
+        found = saturated(first, last, [t.name for t in self.machine.system.threads], self._processes())
         return [
             f"{thread} is saturated: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[:4] if share)
             for thread, shares in found.items()

@@ -252,7 +252,7 @@ def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
 
     Between the acknowledgement of RNR and the start a packet that is lost raises RNR once more. The next poll believes
     it and starts the unit again, which runs: it goes back to the first descriptor not cleaned, where packets may have
-    come meanwhile. They are overwritten, as by QEMU's device, which warns of a wrong state and starts.
+    come meanwhile. They are overwritten, as by QEMU's device, which starts in any state (eepro100_ru_command).
     """
     m = nic.machine
     work = 0
