@@ -55,12 +55,15 @@ class RequestTable:
 
     Attributes:
         created: Requests created so far.
+        upcoming: The number of the next row. The same, but where rows are used again: places of requests still under
+            way are left out.
         mask: A row's place is ``row & mask``.
         full: The row at which the table must grow; never, if it uses rows again.
     """
 
     __slots__ = (
-        "_last", "_stamps", "_table", "_table_last", "created", "full", "mask", "milestones", "names", "stages",
+        "_last", "_owner", "_stamps", "_table", "_table_last", "_table_owner", "created", "full", "mask", "milestones",
+        "names", "stages", "upcoming",
     )  # fmt: skip
 
     def __init__(self, stages: Sequence[Stage], names: Sequence[str] = (), capacity: int = 1024) -> None:
@@ -68,6 +71,7 @@ class RequestTable:
         self.milestones = len(self.stages) + 1
         self.names = list(names) if names else [f"milestone_{i}" for i in range(self.milestones)]
         self.created = 0
+        self.upcoming = 0
         self.mask = ALL
         self.full = max(1, capacity)
         self._make(self.full)
@@ -77,6 +81,9 @@ class RequestTable:
         self._table_last = np.zeros(rooms, dtype=np.int64)
         self._stamps = self._table.data
         self._last = self._table_last.data
+        # Whose place it is, where rows are used again.
+        self._table_owner = np.arange(rooms if self.mask < ALL else 1, dtype=np.int64)
+        self._owner = self._table_owner.data
 
     def recycle(self, rooms: int) -> None:
         """Use rows again, with room for so many, a power of two. Before the first request."""
@@ -98,12 +105,14 @@ class RequestTable:
 
 def create(table: RequestTable, now: int) -> int:
     """Add a request created at ``now`` (ps); return its row."""
-    row = table.created
+    row = table.upcoming
     if row == table.full:
         grow(table)
     if row > table.mask:
+        row = vacant(table, row)
         clear(table, row)
-    table.created = row + 1
+    table.upcoming = row + 1
+    table.created += 1
     table._stamps[(row & table.mask) * table.milestones] = now
     return row
 
@@ -121,11 +130,21 @@ def grow(table: RequestTable) -> None:
     table._stamps, table._last = stamps.data, last.data
 
 
+def vacant(table: RequestTable, row: int) -> int:
+    """Return the first row from ``row`` on whose place is not that of a request under way."""
+    passed = 0
+    while table._last[row & table.mask] < table.milestones - 1 and passed <= table.mask:
+        row += 1
+        passed += 1
+    if passed > table.mask:
+        crowded(table)
+    return row
+
+
 def clear(table: RequestTable, row: int) -> None:
     """Make the place of a row that is used again that of a new request."""
     place = row & table.mask
-    if table._last[place] < table.milestones - 1:
-        crowded(table)
+    table._owner[place] = row
     table._last[place] = 0
     at = place * table.milestones
     for i in range(table.milestones):
@@ -133,17 +152,17 @@ def clear(table: RequestTable, row: int) -> None:
 
 
 def crowded(table: RequestTable) -> None:
-    """Stop: the place of a new request is still that of one that is under way."""
+    """Stop: every place is that of a request under way."""
     raise IosimError(
-        f"a request is still under way {table.mask + 1} requests later (overloaded?): more than a run that keeps only "
-        "summaries has room for; run.keep=requests has no such limit",
+        f"{table.mask + 1} requests are under way at a time (overloaded?): more than a run that keeps only summaries "
+        "has room for; run.keep=requests has no such limit",
         "run.keep",
     )
 
 
 def recycled(table: RequestTable, row: int) -> bool:
     """Whether a later request has the row's place already: this one was complete, or dropped, long ago; or is none."""
-    return row >= FOREIGN or table.created - 1 - (row & ALL) > table.mask
+    return row >= FOREIGN or (table.mask < ALL and table._owner[row & table.mask] != row & ALL)
 
 
 def mark(table: RequestTable, row: int, milestone: int, now: int) -> None:

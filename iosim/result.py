@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from iosim.engine.system import ProcessTime
 from iosim.errors import IosimError
 from iosim.files import write_aside
 from iosim.host.counters import NAMES as COUNTERS
@@ -22,23 +23,61 @@ from iosim.requests import Stage
 from iosim.specification import Specification
 from iosim.statistics import Estimate, ratio
 from iosim.version import __version__
+from iosim.window import QUEUES
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.figure import Figure
 
 
+SATURATED: Final = 0.95
+"""The fraction of the window from which a thread that works, or waits for a lock, has no time to spare."""
+LOCK_WAIT: Final = "waiting for a lock"
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of all counters at one instant (``time`` and ``busy`` in ps)."""
+    """The state of all counters at one instant (times in ps).
+
+    ``dropped_at`` is in the order of `QUEUES`, ``processes`` in that of the run's processes.
+    """
 
     time: int
     completed: int
     created: int
-    dropped: int
+    dropped_at: tuple[int, ...]
     counters: tuple[int, ...]
-    busy: tuple[int, ...]
+    processes: tuple[ProcessTime, ...]
     switches: int
+
+    @property
+    def dropped(self) -> int:
+        """Requests lost so far."""
+        return sum(self.dropped_at)
+
+
+def lost_at(first: Snapshot, last: Snapshot) -> dict[str, int]:
+    """Return how many packets each queue has lost between two moments."""
+    return {name: last.dropped_at[i] - first.dropped_at[i] for i, name in enumerate(QUEUES)}
+
+
+def saturated(
+    first: Snapshot, last: Snapshot, threads: Sequence[str], processes: Sequence[tuple[str, int]]
+) -> dict[str, list[tuple[str, float]]]:
+    """Return the threads with no time to spare between two moments, and what they did: names and fractions.
+
+    That a thread polls does not count: it would have time for work. That it waits for a lock does: nothing else can run
+    on a thread that waits in QEMU or in the kernel.
+    """
+    elapsed = last.time - first.time
+    found = {}
+    for thread, name in enumerate(threads):
+        mine = [(p, last.processes[i], first.processes[i]) for i, (p, t) in enumerate(processes) if t == thread]
+        shares = [(p, (a.ran - b.ran - a.polled + b.polled) / elapsed) for p, a, b in mine]
+        shares.append((LOCK_WAIT, sum(a.locked - b.locked for _, a, b in mine) / elapsed))
+        if sum(share for _, share in shares) > SATURATED:
+            found[name] = sorted(shares, key=lambda s: -s[1])
+    return found
 
 
 @dataclass(frozen=True)
@@ -61,7 +100,8 @@ class Result:
         milestones: The milestones' names.
         kept: The measured requests, or summaries of them.
         snapshots: Counters at the ends of the window's batches.
-        threads: Names of the threads, in the order of each snapshot's ``busy``.
+        threads: Names of the threads.
+        processes: Names of the processes that run on threads, and their threads, in the order of each snapshot's.
         events: Timers set by the engine, over the whole run.
         warnings: One line each.
         engine: Which engine played it: ``simpy`` or ``compiled``; all else is the same with either.
@@ -73,6 +113,7 @@ class Result:
     kept: Kept
     snapshots: list[Snapshot]
     threads: list[str]
+    processes: list[tuple[str, int]]
     events: int
     warnings: list[str]
     engine: str = "simpy"
@@ -179,15 +220,50 @@ class Result:
     @cached_property
     def cpu_busy(self) -> dict[str, Estimate]:
         """The fraction of the window each thread ran, by its name."""
+        return self._by_thread("ran")
+
+    @cached_property
+    def cpu_polling(self) -> dict[str, Estimate]:
+        """The part of `cpu_busy` in which the thread polled: nothing it polls for was there."""
+        return self._by_thread("polled")
+
+    @cached_property
+    def lock_wait(self) -> dict[str, Estimate]:
+        """The fraction of the window each thread waited for a lock (the big QEMU lock); it is no part of `cpu_busy`."""
+        return self._by_thread("locked")
+
+    @cached_property
+    def cpu_by_process(self) -> dict[str, dict[str, Estimate]]:
+        """`cpu_busy` of each thread by what ran on it: application, softirq, interrupt handlers, idle loop..."""
         return {
-            name: ratio(self._deltas([s.busy[i] for s in self.snapshots]), self._elapsed, self.confidence)
-            for i, name in enumerate(self.threads)
+            name: {p: self._share("ran", [i]) for i, (p, t) in enumerate(self.processes) if t == thread}
+            for thread, name in enumerate(self.threads)
         }
+
+    def _by_thread(self, what: str) -> dict[str, Estimate]:
+        return {
+            name: self._share(what, [i for i, (_, t) in enumerate(self.processes) if t == thread])
+            for thread, name in enumerate(self.threads)
+        }
+
+    def _share(self, what: str, processes: list[int]) -> Estimate:
+        totals = [sum(getattr(s.processes[i], what) for i in processes) for s in self.snapshots]
+        return ratio(self._deltas(totals), self._elapsed, self.confidence)
+
+    @property
+    def saturated(self) -> list[str]:
+        """Threads with no time to spare: at work or waiting for a lock for over 95 % of the window."""
+        return list(saturated(self.snapshots[0], self.snapshots[-1], self.threads, self.processes))
 
     @property
     def dropped(self) -> int:
         """Packets dropped at full queues in the window."""
-        return self.snapshots[-1].dropped - self.snapshots[0].dropped
+        return sum(self.dropped_at.values())
+
+    @property
+    def dropped_at(self) -> dict[str, int]:
+        """The same by queue (`iosim.window.QUEUES`)."""
+        return lost_at(self.snapshots[0], self.snapshots[-1])
 
     # -- tables and documents -----------------------------------------------------------------------------------
 
@@ -245,7 +321,15 @@ class Result:
             "spurious": {name: self.count(f"spurious.{name}") for name in ("kicks", "interrupts")},
             "merged": {"interrupts": self.count("merged.interrupts")},
             "dropped": self.dropped,
+            "dropped_at": self.dropped_at,
             "cpu_busy": {name: estimate.to_dict() for name, estimate in self.cpu_busy.items()},
+            "cpu_polling": {name: estimate.to_dict() for name, estimate in self.cpu_polling.items()},
+            "cpu_by_process": {
+                thread: {name: estimate.to_dict() for name, estimate in shares.items()}
+                for thread, shares in self.cpu_by_process.items()
+            },
+            "lock_wait": {name: estimate.to_dict() for name, estimate in self.lock_wait.items()},
+            "saturated": self.saturated,
             "breakdown_ns": {
                 s.name: {"mean": s.mean.to_dict(), "layer": s.layer, "kind": s.kind} for s in self.breakdown()
             },

@@ -24,12 +24,12 @@ from iosim.host.machine import Machine
 from iosim.kept import Requests, Summaries
 from iosim.model import Model
 from iosim.requests import filled
-from iosim.result import Result, Snapshot
+from iosim.result import Result, Snapshot, lost_at, saturated
 from iosim.ring.errors import raise_for
 from iosim.specification import Specification, specify
 from iosim.statistics import Batches
 from iosim.summary import CARRY, edges
-from iosim.window import NEVER
+from iosim.window import NEVER, QUEUES
 from iosim.workload.spec import Workload
 
 if TYPE_CHECKING:
@@ -274,6 +274,12 @@ class _Totals:
         return out
 
 
+def _where(first: Snapshot, last: Snapshot) -> str:
+    """The queues that lost packets between two moments, for a line about them."""
+    lost = sorted(((n, QUEUES[name]) for name, n in lost_at(first, last).items() if n), reverse=True)
+    return "" if not lost else ": " + ", ".join(f"{n} {where}" for n, where in lost)
+
+
 class _Observer:
     """Watches a run from outside: opens and closes the window, reads the counters at the batches' ends."""
 
@@ -340,15 +346,15 @@ class _Observer:
         return self.machine.table.created - window.completed - window.dropped
 
     def _snapshot(self) -> None:
-        window = self.machine.window
+        window, processes = self.machine.window, self.machine.system.processes
         self.snapshots.append(
             Snapshot(
                 time=self.machine.clock.now,
                 completed=window.completed,
                 created=self.machine.table.created,
-                dropped=window.dropped,
+                dropped_at=tuple(window.dropped_at),
                 counters=tuple(self.machine.counters.n),
-                busy=tuple(self.engine.busy()),
+                processes=tuple(use for use, p in zip(self.engine.uses(), processes, strict=True) if p.thread >= 0),
                 switches=sum(self.engine.switches()),
             )
         )
@@ -371,7 +377,7 @@ class _Observer:
 
     def result(self, engine: str) -> Result:
         first, last = self.snapshots[0], self.snapshots[-1]
-        table, window = self.machine.table, self.machine.window
+        table, window, system = self.machine.table, self.machine.window, self.machine.system
         if self._under_way() != 0:
             raise IosimError(f"{self.spec.model.name}: requests were lost and not counted: an error in the model")
         wanted = self.spec.run.requests
@@ -386,24 +392,45 @@ class _Observer:
                 span = (last.time - first.time) / 1e6
                 raise IosimError(f"no request completed in the window of {span:g} us", "run.duration")
             raise IosimError(
-                f"{self.spec.model.name}: overloaded: no request completed while {table.created} were made and "
-                f"{window.dropped} of them dropped at full queues"
+                "; ".join(
+                    [
+                        f"{self.spec.model.name}: overloaded: no request completed while {table.created} were made and "
+                        f"{window.dropped} of them dropped at full queues{_where(first, last)}",
+                        *self._busy(first, last),
+                    ]
+                )
             )
         if last.dropped > first.dropped:
-            self.warnings.append(f"{last.dropped - first.dropped} packets dropped at full queues in the window")
+            lost = last.dropped - first.dropped
+            self.warnings.append(f"{lost} packets dropped at full queues in the window{_where(first, last)}")
         if self.spec.workload.open_loop and measured >= 100:
             self._check_stationary()
+        if self.warnings:
+            self.warnings += self._busy(first, last)
         return Result(
             specification=self.spec,
             stages=table.stages,
             milestones=table.names,
             kept=self._summaries() if self.totals else self._requests(first.completed, last.completed),
             snapshots=self.snapshots,
-            threads=[thread.name for thread in self.machine.system.threads],
+            threads=[thread.name for thread in system.threads],
+            processes=self._processes(),
             events=self.engine.events,
             warnings=self.warnings,
             engine=engine,
         )
+
+    def _processes(self) -> list[tuple[str, int]]:
+        """The processes that run on threads, with those; others are hardware, or the client."""
+        return [(p.name, p.thread) for p in self.machine.system.processes if p.thread >= 0]
+
+    def _busy(self, first: Snapshot, last: Snapshot) -> list[str]:
+        """A line for each thread that has no time to spare: what an overloaded path is short of."""
+        found = saturated(first, last, [t.name for t in self.machine.system.threads], self._processes())
+        return [
+            f"{thread} is saturated: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[:4] if share)
+            for thread, shares in found.items()
+        ]
 
     def _requests(self, first: int, last: int) -> Requests:
         order = np.array(self.machine.window.order[first:last], dtype=np.int64)

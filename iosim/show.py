@@ -249,12 +249,27 @@ def run_sections(result: Result) -> list[Section]:
         if n.startswith(ACCESSES)
     ]
     found.insert(-1, Section("register accesses per request", accesses))
+    found[-1] = Section("CPU use by thread", list(_cpu_rows(result)))
     window = [
         Row("length", [Cell(_plain(result.duration_ns), time_text)]),
         Row("dropped packets", [Cell(_plain(result.dropped), _whole)]),
+        *(Row(f"  {name}", [Cell(_plain(n), _whole)]) for name, n in result.dropped_at.items() if n),
     ]
     found.append(Section("measured window", window))
     return found
+
+
+def _cpu_rows(result: Result) -> Iterable[Row]:
+    """Each thread's use of its CPU, then its parts by process; what it polled and waited for locks beside them."""
+    for thread, busy in result.cpu_busy.items():
+        yield Row(thread, [Cell(busy, percent_text)])
+        parts = {f"  {name}": e for name, e in result.cpu_by_process[thread].items()}
+        if len(parts) == 1:
+            parts = {}
+        parts |= {"  of it polling": result.cpu_polling[thread], "  besides: lock wait": result.lock_wait[thread]}
+        for name, e in parts.items():
+            if e.value >= 5e-4:
+                yield Row(name, [Cell(e, percent_text)])
 
 
 def _plain(value: float) -> Estimate:

@@ -30,8 +30,20 @@ from iosim.model import find
 from iosim.settings import RunSettings
 from iosim.specification import specify, valid_keys
 from iosim.sweep_values import MAX_VALUES, Value, Values, plain, shown, values_of
-from iosim.sweep_workers import BUSY, ESTIMATES, TOTALS, Row, Task, in_process, in_workers
+from iosim.sweep_workers import (
+    BUSY,
+    DROPPED_AT,
+    ESTIMATES,
+    LOCK_WAIT,
+    POLLING,
+    TOTALS,
+    Row,
+    Task,
+    in_process,
+    in_workers,
+)
 from iosim.version import __version__
+from iosim.window import QUEUES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -532,6 +544,9 @@ def _measured(rows: Iterable[Row]) -> dict[str, Any]:
     kinds |= {name: whole if name.startswith(TOTALS) else real for name in COUNTERS}
     kinds |= {"context_switches": real, "cpu_cores_busy": real}
     kinds |= dict.fromkeys(sorted({name for row in rows for name in row if name.startswith(BUSY)}), real)
+    for prefix in (POLLING, LOCK_WAIT):
+        kinds |= dict.fromkeys(sorted({name for row in rows for name in row if name.startswith(prefix)}), real)
+    kinds |= {DROPPED_AT + name: whole for name in QUEUES}
     kinds |= {"dropped": whole, "requests": whole, "duration_ns": real}
     # "element" is what Parquet calls it: a table that was read is the table that was written.
     return kinds | {"warnings": pa.list_(pa.field("element", pa.string())), "error": pa.string()}

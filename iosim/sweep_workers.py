@@ -27,6 +27,9 @@ TOTALS: Final = ("suppressed.", "spurious.", "merged.")
 ESTIMATES: Final = (*(f"latency_{name}_ns" for name in ("mean", *PERCENTILES)), "throughput_per_s")
 """Columns with an interval: ``_low`` and ``_high`` beside them."""
 BUSY: Final = "cpu_busy."
+POLLING: Final = "cpu_polling."
+LOCK_WAIT: Final = "lock_wait."
+DROPPED_AT: Final = "dropped_at."
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ def measures(result: Result) -> Row:
     busy = {name: estimate.value for name, estimate in result.cpu_busy.items()}
     row["cpu_cores_busy"] = sum(busy.values())
     row |= {BUSY + name: value for name, value in busy.items()}
+    row |= {DROPPED_AT + name: n for name, n in result.dropped_at.items()}
+    row |= {POLLING + name: estimate.value for name, estimate in result.cpu_polling.items()}
+    row |= {LOCK_WAIT + name: estimate.value for name, estimate in result.lock_wait.items()}
     row |= {"dropped": result.dropped, "requests": requests, "duration_ns": result.duration_ns}
     return row | {"warnings": list(result.warnings), "error": None}
 

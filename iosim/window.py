@@ -17,6 +17,17 @@ from iosim.requests import FOREIGN, RequestTable, create, give_up, mark
 from iosim.summary import BINS, EXACT, Summary, add
 
 NEVER: Final = 1 << 62
+SENDER, QDISC, NIC_RING, TAP_FULL, DEVICE_RING, BACKLOG, SOCKET = range(7)
+QUEUES: Final = {
+    "sender": "at the sender, which has a backlog of an open loop",
+    "qdisc": "at the host NIC's transmit queue",
+    "nic_ring": "at the host NIC's receive ring",
+    "tap_queue": "at the tap's queue",
+    "device_ring": "at the receive ring that the driver fills",
+    "backlog": "at the backlog of the guest's softirq",
+    "socket": "at the socket's receive buffer",
+}
+"""Where a packet may be lost: the queues that are full then, in the order of the numbers above."""
 LOST: Final = 1 << 12
 """More requests than can be lost at one instant."""
 
@@ -27,7 +38,7 @@ class Window:
     Attributes:
         boundary: The observer is notified on ``channel`` when this many requests are complete.
         completed: Requests completed so far.
-        dropped: Requests lost on the way.
+        dropped_at: Requests lost on the way, by queue (`QUEUES`).
         draining: No more requests are to be created.
         keeps: Whether every request is kept: its row in `order`. Else it is added to `summary`, and its row used
             again.
@@ -39,7 +50,7 @@ class Window:
     """
 
     __slots__ = (
-        "boundary", "channel", "completed", "draining", "dropped", "keeps", "limit", "losses", "lost", "order",
+        "boundary", "channel", "completed", "draining", "dropped_at", "keeps", "limit", "losses", "lost", "order",
         "overloaded", "summary", "table",
     )  # fmt: skip
 
@@ -47,7 +58,7 @@ class Window:
         self.table = table
         self.channel = system.channel("window")
         self.completed = 0
-        self.dropped = 0
+        self.dropped_at = [0] * len(QUEUES)
         self.boundary = NEVER
         self.limit = NEVER
         self.draining = False
@@ -57,6 +68,11 @@ class Window:
         self.keeps = True
         self.order: list[int] = []
         self.summary = Summary(table.milestones)
+
+    @property
+    def dropped(self) -> int:
+        """Requests lost on the way."""
+        return sum(self.dropped_at)
 
     def summarize(self, rooms: int, exact: int = EXACT) -> None:
         """Keep no requests, only their summary, with room for so many under way. Before the first one."""
@@ -85,10 +101,10 @@ def complete(w: Window, row: int, now: int) -> Generator[Effect, None, None]:
         yield notify(w.channel)
 
 
-def drop(w: Window, row: int) -> Generator[Effect, None, None]:
-    """Count a request that was lost on the way, and tell the load generator: a closed loop goes on at once."""
+def drop(w: Window, row: int, queue: int) -> Generator[Effect, None, None]:
+    """Count a request that a full queue has lost, and tell the load generator: a closed loop goes on at once."""
     if row < FOREIGN:
-        w.dropped += 1
+        w.dropped_at[queue] += 1
         give_up(w.table, row)
     put(w.lost, row)
     yield notify(w.losses)

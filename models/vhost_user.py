@@ -38,7 +38,7 @@ from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, fill, flush, pop, set_notification, should_notify
 from iosim.settings import MOST_QUEUE_PAIRS, VirtioQueuePairs, Whole
-from iosim.window import drop
+from iosim.window import DEVICE_RING, QDISC, drop
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import Workload
@@ -148,7 +148,7 @@ def nic_to_guest(u: VhostUser) -> Generator[Effect, None, int]:
             fill(u.rx, head, u.driver.frame, len(u.frames))
             u.frames.append(row)
         else:
-            yield from drop(m.window, row)
+            yield from drop(m.window, row, DEVICE_RING)
         i += 1
     if len(u.frames) > 0:
         flush(u.rx, len(u.frames))
@@ -192,7 +192,7 @@ def guest_to_nic(u: VhostUser) -> Generator[Effect, None, int]:
         if put(net.nic_tx, u.packets[i]):
             yield notify(net.nic)
         else:
-            yield from drop(m.window, u.packets[i])
+            yield from drop(m.window, u.packets[i], QDISC)
         i += 1
     u.packets.clear()
     return packets

@@ -37,7 +37,7 @@ from iosim.effects import (
 )
 from iosim.engine.costs import CostTable
 from iosim.engine.draws import DrawStream, stream_key
-from iosim.engine.system import Process, System
+from iosim.engine.system import Process, ProcessTime, System
 
 BLOCKED, WAKING, READY, DONE = range(4)
 
@@ -103,8 +103,9 @@ class _Timer(Event):
 class _Context:
     """A process in the engine: what it waits for, what is left of its spend, and its random streams."""
 
-    __slots__ = ("channel", "draws", "due", "gate", "generator", "index", "level", "name", "ready_at", "remaining",
-                 "spare", "spinning", "started", "state", "thread", "timer", "wake")  # fmt: skip
+    __slots__ = ("channel", "draws", "due", "gate", "generator", "index", "level", "lined_up", "locked", "name",
+                 "polled", "ran", "ready_at", "remaining", "spare", "spinning", "started", "state", "thread", "timer",
+                 "wake")  # fmt: skip
 
     def __init__(self, index: int, name: str, generator: Process, thread: _Thread | None, level: int) -> None:
         self.index = index
@@ -115,6 +116,10 @@ class _Context:
         self.state = READY
         self.remaining = 0
         self.started = 0
+        self.ran = 0
+        self.polled = 0
+        self.locked = 0
+        self.lined_up = -1
         self.due = 0
         self.timer: _Timer | None = None
         self.spare: _Timer | None = None
@@ -232,6 +237,20 @@ class SimpyEngine:
             out.append(thread.busy + running)
         return out
 
+    def uses(self) -> list[ProcessTime]:
+        """Return what each process has spent its time with so far, in the order of ``system.processes``."""
+        now = int(self.env.now)
+        out = []
+        for context in self._contexts:
+            thread = context.thread
+            running = 0
+            if thread is not None and thread.current is context and context.timer is not None:
+                running = now - context.started
+            polling = running if context.spinning >= 0 else 0
+            waiting = now - context.lined_up if context.lined_up >= 0 else 0
+            out.append(ProcessTime(context.ran + running, context.polled + polling, context.locked + waiting))
+        return out
+
     def switches(self) -> list[int]:
         """Return how often each thread was put on a CPU after it had slept or another thread had run there."""
         return [thread.switches for thread in self._threads]
@@ -298,6 +317,7 @@ class SimpyEngine:
                         self.events += 1
                         if thread is not None:
                             thread.busy += duration
+                            context.ran += duration
                         continue
                     context.remaining = duration
                     set_timer(context, duration)
@@ -369,6 +389,7 @@ class SimpyEngine:
                 self._owner[a] = context
                 return False
             self._line[a].append(context)
+            context.lined_up = self.clock.now
             context.wake = b
             self._block(context)
             return True
@@ -436,10 +457,10 @@ class SimpyEngine:
         thread = context.thread
         if context.state == READY:
             context.remaining = 0
+            if thread is not None:
+                self._account(context, now - context.started)
             if context.spinning >= 0:
                 self._end_spin(context)
-            if thread is not None:
-                thread.busy += now - context.started
             self._resume(context)
         elif context.state == WAKING:
             if context.channel >= 0:
@@ -477,16 +498,25 @@ class SimpyEngine:
 
     def _stop_spinning(self, context: _Context) -> None:
         thread = context.thread
-        self._end_spin(context)
         if context.timer is not None:
             context.timer = None
             if thread is not None:
-                thread.busy += self.clock.now - context.started
+                self._account(context, self.clock.now - context.started)
+        self._end_spin(context)
         context.remaining = 0
         if thread is None:
             self._ready_free.append(context)
         else:
             self._mark(thread)
+
+    def _account(self, context: _Context, ran: int) -> None:
+        """Add to the times of a process and its thread: it has run, or polled."""
+        thread = context.thread
+        assert thread is not None
+        thread.busy += ran
+        context.ran += ran
+        if context.spinning >= 0:
+            context.polled += ran
 
     def _end_spin(self, context: _Context) -> None:
         self._waiter[context.spinning] = None
@@ -531,6 +561,10 @@ class SimpyEngine:
         context.state = READY
         self._ready_count += 1
         context.ready_at = self._ready_count
+        if context.lined_up >= 0:
+            # It has the lock, and is awake.
+            context.locked += self.clock.now - context.lined_up
+            context.lined_up = -1
         thread = context.thread
         if thread is None:
             self._ready_free.append(context)
@@ -623,8 +657,7 @@ class SimpyEngine:
             ran = self.clock.now - context.started
             context.remaining -= ran
             context.timer = None
-            assert context.thread is not None
-            context.thread.busy += ran
+            self._account(context, ran)
             if context.remaining == 0 and context.spinning >= 0:
                 self._end_spin(context)
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from iosim.effects import TASK, Effect
 from iosim.errors import unknown
 
 Process: TypeAlias = Generator[Effect, None, None]
 """A process of a model: a generator of effects."""
+
+
+class ProcessTime(NamedTuple):
+    """What a process has spent its time with, in ps: CPU time (``polled`` is part of it), and waiting for locks."""
+
+    ran: int
+    polled: int
+    locked: int
 
 
 def instance(name: str, number: int) -> str:

@@ -46,7 +46,7 @@ from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
-from iosim.window import drop
+from iosim.window import DEVICE_RING, drop
 
 CBS: Final = 128
 RFDS: Final = 256
@@ -248,7 +248,12 @@ def e100_tx_clean(nic: Nic) -> Generator[Effect, None, None]:
 
 
 def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
-    """Take received packets up to the budget, give new buffers, start a receive unit that ran dry; return how many."""
+    """Take received packets up to the budget, give new buffers, start a receive unit that ran dry; return how many.
+
+    Between the acknowledgement of RNR and the start a packet that is lost raises RNR once more. The next poll believes
+    it and starts the unit again, which runs: it goes back to the first descriptor not cleaned, where packets may have
+    come meanwhile. They are overwritten, as by QEMU's device, which starts in any state (eepro100_ru_command).
+    """
     m = nic.machine
     work = 0
     rfd = nic.rfds[nic.rx_to_clean]
@@ -256,6 +261,7 @@ def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
     while work < NAPI_WEIGHT and filled > 0 and m.memory.u16[rfd >> 1] & STATUS_C:
         yield from look_for_its_end(nic, rfd)
         row = m.memory.u64[(rfd + RFD_SIZE) >> 3]
+        m.memory.u16[rfd >> 1] = 0
         mark_past(m.table, row, nic.milestones.irq, nic.vcpu.handler_began[VECTOR])
         mark_past(m.table, row, nic.milestones.handled, nic.handler_done)
         mark(m.table, row, nic.milestones.taken, m.clock.now)
@@ -264,8 +270,7 @@ def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
             yield from deliver(nic.socket, row, nic.vcpu)
         else:
             # The descriptor before the last has no room (see set_before_last): QEMU truncates the packet to nothing.
-            yield from drop(m.window, row)
-        m.memory.u16[rfd >> 1] = 0
+            yield from drop(m.window, row, DEVICE_RING)
         nic.rx_to_clean = (nic.rx_to_clean + 1) % RFDS
         work += 1
         filled -= 1
@@ -277,6 +282,11 @@ def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
         old = nic.rx_to_use
         while nic.rx_to_use != nic.rx_to_clean:
             yield spend(DRIVER_REFILL)
+            given = nic.rfds[nic.rx_to_use]
+            if m.memory.u16[given >> 1] & STATUS_C:
+                # The receive unit, started anew too early, has used it once more: gone with the old buffer.
+                m.memory.u16[given >> 1] = 0
+                yield from drop(m.window, m.memory.u64[(given + RFD_SIZE) >> 3], DEVICE_RING)
             nic.rx_to_use = (nic.rx_to_use + 1) % RFDS
         set_before_last(nic, old)
     if restart:

@@ -66,7 +66,7 @@ from iosim.host.ne2000 import (
 )
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
-from iosim.window import drop
+from iosim.window import BACKLOG, drop
 
 ENISR_ALL: Final = 0x3F
 """The causes the driver lets through: all but the end of a remote DMA and the reset."""
@@ -344,7 +344,7 @@ def netif_rx(ei: EiDevice, row: int) -> Generator[Effect, None, None]:
     if put(ei.backlog, row):
         yield notify(ei.softirq)
     elif row != NO_REQUEST:
-        yield from drop(ei.machine.window, row)
+        yield from drop(ei.machine.window, row, BACKLOG)
 
 
 def net_rx_action(ei: EiDevice) -> Generator[Effect, None, None]:

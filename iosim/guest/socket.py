@@ -19,7 +19,7 @@ from iosim.host.costs import (
 from iosim.host.kvm import Vcpu, wake_up
 from iosim.host.machine import Machine
 from iosim.requests import FOREIGN, mark
-from iosim.window import drop
+from iosim.window import SOCKET, drop
 
 RECEIVE_BUFFER: Final = 277
 """Packets the receive buffer holds: Linux's rmem_default 212992 bytes over the 768 that a small packet is charged."""
@@ -94,7 +94,7 @@ def deliver(s: Socket, row: int, vcpu: Vcpu) -> Generator[Effect, None, None]:
         yield notify(s.readable)
         yield from wake_up(vcpu, s.vcpu)
     else:
-        yield from drop(s.machine.window, row)
+        yield from drop(s.machine.window, row, SOCKET)
 
 
 def recvmsg(s: Socket) -> Generator[Effect, None, int]:

@@ -25,7 +25,7 @@ from iosim.host.mmio import return_to_guest, trap_to_qemu
 from iosim.host.net_client import NetClient, qemu_send_packet
 from iosim.host.network import copy_cold, copy_hot
 from iosim.requests import mark
-from iosim.window import drop
+from iosim.window import DEVICE_RING, drop
 
 SCB_STATUS: Final = 0
 SCB_ACK: Final = 1
@@ -249,6 +249,9 @@ def nic_receive(s: EEPRO100, row: int) -> Generator[Effect, None, None]:
         rfd = s.ru_offset
         command = m.memory.u16[(rfd >> 1) + 1]
         size = min(s.client.network.frame, m.memory.u16[(rfd >> 1) + 7])
+        if m.memory.u16[rfd >> 1] & STATUS_C:
+            # Started anew behind the driver's back (see e100_rx_clean), it overwrites what has not been taken.
+            yield from drop(m.window, m.memory.u64[(rfd + RFD_SIZE) >> 3], DEVICE_RING)
         if size > 0:
             yield from copy_hot(s.client.network)
         m.memory.u64[(rfd + RFD_SIZE) >> 3] = row
@@ -266,5 +269,5 @@ def nic_receive(s: EEPRO100, row: int) -> Generator[Effect, None, None]:
         if command & COMMAND_S:
             s.ru_state = RU_SUSPENDED
     else:
-        yield from drop(m.window, row)
+        yield from drop(m.window, row, DEVICE_RING)
         yield from eepro100_interrupt(s, RNR)

@@ -27,7 +27,7 @@ from iosim.host.machine import Machine
 from iosim.host.network import Network, put_on_wire
 from iosim.requests import mark
 from iosim.ring.memory import allocate
-from iosim.window import drop
+from iosim.window import DEVICE_RING, drop
 
 DESCRIPTOR: Final = 16
 """Bytes of an advanced descriptor (82599 datasheet, 7.1.6 and 7.2.3)."""
@@ -219,4 +219,4 @@ def receive(d: Ixgbe) -> Generator[Effect, None, None]:
                 n.rdh = 0
             yield from cause(n)
         else:
-            yield from drop(m.window, row)
+            yield from drop(m.window, row, DEVICE_RING)

@@ -24,7 +24,7 @@ from iosim.host.net_client import NetClient, qemu_send_packet
 from iosim.host.network import copy_hot
 from iosim.host.pio import items_of_one_exit, next_item, pio_to_guest, pio_to_qemu, string_pio_to_qemu
 from iosim.requests import mark
-from iosim.window import drop
+from iosim.window import DEVICE_RING, drop
 
 CMD: Final = 0x0
 BOUNDARY: Final = 0x3
@@ -340,7 +340,7 @@ def ne2000_receive(s: NE2000, row: int) -> Generator[Effect, None, None]:
     m = s.machine
     if ne2000_buffer_full(s):
         if row != NO_REQUEST:
-            yield from drop(m.window, row)
+            yield from drop(m.window, row, DEVICE_RING)
     else:
         yield from copy_hot(s.client.network)
         total = s.client.network.frame + HEADER

@@ -40,7 +40,7 @@ from iosim.host.packets import (
 from iosim.host.qdisc import Qdisc, enqueue, next_flow
 from iosim.host.work import WorkQueue, queue_work, show_poller
 from iosim.requests import FOREIGN, mark
-from iosim.window import drop
+from iosim.window import NIC_RING, QDISC, TAP_FULL, drop
 
 QDISC_LIMIT = 1000
 """Frames the host's NIC queue holds: Linux's default txqueuelen."""
@@ -218,7 +218,7 @@ def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, Non
         if put(net.nic_tx, row):
             yield notify(net.nic)
         else:
-            yield from drop(net.machine.window, row)
+            yield from drop(net.machine.window, row, QDISC)
 
 
 def dev_queue_xmit(net: Network, packet: int) -> Generator[Effect, None, None]:
@@ -226,7 +226,7 @@ def dev_queue_xmit(net: Network, packet: int) -> Generator[Effect, None, None]:
     if enqueue(net.qdisc, packet, flow_of(net.machine.flows, packet)):
         yield from qdisc_run(net)
     else:
-        yield from drop(net.machine.window, packet)
+        yield from drop(net.machine.window, packet, QDISC)
 
 
 def qdisc_run(net: Network) -> Generator[Effect, None, None]:
@@ -344,7 +344,7 @@ def nic_receive(net: Network) -> Generator[Effect, None, None]:
                 net.irq_pending = True
                 yield notify_after(net.irq, NIC_RX_DELAY)
         else:
-            yield from drop(m.window, row)
+            yield from drop(m.window, row, NIC_RING)
 
 
 def host_softirq(net: Network) -> Generator[Effect, None, None]:
@@ -367,7 +367,7 @@ def host_softirq(net: Network) -> Generator[Effect, None, None]:
                 else:
                     yield from show_poller(tap.reader)
             else:
-                yield from drop(m.window, row)
+                yield from drop(m.window, row, TAP_FULL)
         net.irq_pending = False
 
 

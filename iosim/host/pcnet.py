@@ -25,7 +25,7 @@ from iosim.host.network import copy_cold, copy_hot
 from iosim.host.pio import pio_to_guest, pio_to_qemu
 from iosim.requests import mark
 from iosim.ring.memory import allocate
-from iosim.window import drop
+from iosim.window import DEVICE_RING, drop
 
 RDP: Final = 0
 RAP: Final = 1
@@ -283,7 +283,7 @@ def pcnet_receive(s: PCNet, row: int) -> Generator[Effect, None, None]:
         s.rcvrc = counted_down(s.rcvrc, s.rx_size)
     else:
         s.csr0 |= MISS
-        yield from drop(m.window, row)
+        yield from drop(m.window, row, DEVICE_RING)
     yield from pcnet_poll(s)
     yield from pcnet_update_irq(s)
     if s.irq.level and not before:

@@ -23,7 +23,7 @@ from iosim.host.machine import Machine
 from iosim.host.network import RX_RING, Network
 from iosim.host.work import WorkQueue, show_poller
 from iosim.requests import mark_past
-from iosim.window import drop
+from iosim.window import NIC_RING, drop
 
 LOOK: Final = 100_000_000
 """ps of idle polling that the engine is asked for at a time. It changes nothing but the number of events."""
@@ -136,4 +136,4 @@ def dma_receive(n: PolledNic) -> Generator[Effect, None, None]:
         if put(q.frames, row):
             yield from show_poller(q.loop.rings)
         else:
-            yield from drop(n.machine.window, row)
+            yield from drop(n.machine.window, row, NIC_RING)

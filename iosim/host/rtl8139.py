@@ -25,7 +25,7 @@ from iosim.host.network import copy_cold, copy_hot
 from iosim.host.pio import pio_to_guest, pio_to_qemu
 from iosim.requests import mark
 from iosim.ring.memory import allocate
-from iosim.window import drop
+from iosim.window import DEVICE_RING, drop
 
 INTR_MASK: Final = 0
 INTR_STATUS: Final = 1
@@ -238,5 +238,5 @@ def rtl8139_receive(s: RTL8139, row: int) -> Generator[Effect, None, None]:
             mark(m.table, row, s.milestones.rx_signalled, m.clock.now)
     else:
         s.intr_status |= RX_EMPTY
-        yield from drop(m.window, row)
+        yield from drop(m.window, row, DEVICE_RING)
         yield from rtl8139_update_irq(s)

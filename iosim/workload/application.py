@@ -14,7 +14,7 @@ from iosim.host.flows import remember
 from iosim.host.kvm import Vcpu, arm_timer, deliver_interrupt, eoi_edge, irq_enter, irq_return
 from iosim.host.machine import Machine
 from iosim.host.packets import LAST, stream_packet
-from iosim.window import complete, drop, new_request
+from iosim.window import SENDER, complete, drop, new_request
 from iosim.workload.client import BACKLOG, Client, return_credit
 from iosim.workload.spec import RX, STREAM, TX, Workload
 
@@ -58,7 +58,7 @@ class Application:
         self.kind = workload.kind if kind < 0 else kind
         self.open_loop = workload.open_loop
         self.timer = timer
-        self.arrivals = Fifo(BACKLOG)
+        self.arrivals = Fifo(BACKLOG // workload.flows)
         self.armed = False
         timer.applications.append(self)
 
@@ -170,7 +170,7 @@ def tx_arrivals(t: Timetable) -> Generator[Effect, None, None]:
         yield spend(INTERARRIVAL)
         if not w.draining:
             row = yield from new_request(w, m.clock.now)
-            a = t.applications[row % m.flows.count]
+            a = t.applications[(m.table.created - 1) % m.flows.count]
             if m.flows.count > 1:
                 remember(m.flows, row, a.socket.number)
             if put(a.arrivals, row):
@@ -179,7 +179,7 @@ def tx_arrivals(t: Timetable) -> Generator[Effect, None, None]:
                     # Another process injects the interrupt: what that takes must not hold the next arrival up.
                     yield notify(a.timer.fires)
             else:
-                yield from drop(w, row)
+                yield from drop(w, row, SENDER)
 
 
 def apic_timer(t: GuestTimer) -> Generator[Effect, None, None]:

@@ -20,7 +20,7 @@ from iosim.host.machine import Machine
 from iosim.host.network import QDISC_LIMIT, RX_RING, Network
 from iosim.host.packets import LAST, ends_call, payload, request_of, stream_packet
 from iosim.requests import FOREIGN, last_milestone, mark
-from iosim.window import complete, drop, new_request
+from iosim.window import SENDER, complete, drop, new_request
 from iosim.workload.path import Milestones
 from iosim.workload.spec import RR, RX, Workload
 
@@ -127,12 +127,12 @@ def rr_arrivals(c: Client) -> Generator[Effect, None, None]:
         yield spend(INTERARRIVAL)
         if not m.window.draining:
             row = yield from new_request(m.window, m.clock.now)
-            i = row % len(c.reply)
+            i = (m.table.created - 1) % len(c.reply)
             remember(m.flows, row, i)
             if put(c.work[i], row):
                 yield notify(c.reply[i])
             else:
-                yield from drop(m.window, row)
+                yield from drop(m.window, row, SENDER)
 
 
 def open_sender(c: Client, i: int) -> Generator[Effect, None, None]:
@@ -234,11 +234,11 @@ def rx_arrivals(c: Client) -> Generator[Effect, None, None]:
         if not m.window.draining:
             row = yield from new_request(m.window, m.clock.now)
             if m.flows.count > 1:
-                remember(m.flows, row, row % m.flows.count)
+                remember(m.flows, row, (m.table.created - 1) % m.flows.count)
             if put(c.pending, row):
                 yield notify(c.send)
             else:
-                yield from drop(m.window, row)
+                yield from drop(m.window, row, SENDER)
 
 
 def rx_open_sender(c: Client) -> Generator[Effect, None, None]:

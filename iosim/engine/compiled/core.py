@@ -69,6 +69,10 @@ class Core:
         self.thread = [-1] * contexts
         self.remaining = [0] * contexts
         self.started = [0] * contexts
+        self.ran = [0] * contexts
+        self.polled = [0] * contexts
+        self.locked = [0] * contexts
+        self.lined_up = [-1] * contexts
         self.timer = [0] * contexts
         self.channel = [-1] * contexts
         self.wake = [-1] * contexts
@@ -272,6 +276,7 @@ def perform_spend(core: Core, context: int, cost: int, amount: int, _1: int) -> 
         core.in_a_row -= 1
         if thread >= 0:
             core.busy[thread] += duration
+            core.ran[context] += duration
         return False
     core.remaining[context] = duration
     set_timer(core, context, duration)
@@ -341,6 +346,7 @@ def perform_take(core: Core, context: int, lock: int, wake: int, _1: int) -> boo
     else:
         core.next_in_line[core.line_last[lock]] = context
     core.line_last[lock] = context
+    core.lined_up[context] = core.clock.now
     core.wake[context] = wake
     block(core, context)
     return True
@@ -444,16 +450,24 @@ def notify_channel(core: Core, channel: int) -> None:
 def stop_spinning(core: Core, context: int) -> None:
     """End a poll at once."""
     thread = core.thread[context]
-    end_spin(core, context)
     if core.timer[context] != 0:
         core.timer[context] = 0
         if thread >= 0:
-            core.busy[thread] += core.clock.now - core.started[context]
+            account(core, context, core.clock.now - core.started[context])
+    end_spin(core, context)
     core.remaining[context] = 0
     if thread < 0:
         push_free(core, context)
     else:
         mark_dirty(core, thread)
+
+
+def account(core: Core, context: int, ran: int) -> None:
+    """Add to the times of a context and its thread: it has run, or polled."""
+    core.busy[core.thread[context]] += ran
+    core.ran[context] += ran
+    if core.spinning[context] >= 0:
+        core.polled[context] += ran
 
 
 def end_spin(core: Core, context: int) -> None:
@@ -521,6 +535,10 @@ def make_ready(core: Core, context: int) -> None:
     core.state[context] = READY
     core.ready_count += 1
     core.ready_at[context] = core.ready_count
+    if core.lined_up[context] >= 0:
+        # It has the lock, and is awake.
+        core.locked[context] += core.clock.now - core.lined_up[context]
+        core.lined_up[context] = -1
     thread = core.thread[context]
     if thread < 0:
         push_free(core, context)
@@ -602,7 +620,7 @@ def suspend(core: Core, context: int) -> None:
         ran = core.clock.now - core.started[context]
         core.remaining[context] -= ran
         core.timer[context] = 0
-        core.busy[core.thread[context]] += ran
+        account(core, context, ran)
         if core.remaining[context] == 0 and core.spinning[context] >= 0:
             end_spin(core, context)
 
@@ -907,11 +925,10 @@ def timer_fired(core: Core, context: int) -> bool:
     core.timer[context] = 0
     if core.state[context] == READY:
         core.remaining[context] = 0
+        if core.thread[context] >= 0:
+            account(core, context, core.clock.now - core.started[context])
         if core.spinning[context] >= 0:
             end_spin(core, context)
-        thread = core.thread[context]
-        if thread >= 0:
-            core.busy[thread] += core.clock.now - core.started[context]
         return continue_context(core, context)
     if core.state[context] == WAKING:
         woken(core, context)

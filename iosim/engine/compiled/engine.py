@@ -20,7 +20,7 @@ from iosim.engine.compiled.translate import PERFORM, Module
 from iosim.engine.costs import CostTable
 from iosim.engine.distributions import Constant
 from iosim.engine.draws import stream_key, table_for
-from iosim.engine.system import System
+from iosim.engine.system import ProcessTime, System
 from iosim.requests import NEVER, UNSET, RequestTable, crowded, grow
 from iosim.ring.memory import fence
 
@@ -236,6 +236,21 @@ class CompiledEngine:
             out.append(busy + running)
         return out
 
+    def uses(self) -> list[ProcessTime]:
+        """Return what each process has spent its time with so far, in the order of ``system.processes``."""
+        now = self.memory.get(self.clock, "now")
+        names = ("ran", "polled", "locked", "thread", "timer", "started", "spinning", "lined_up")
+        items = {name: self.memory.items(self.core, name).tolist() for name in (*names, "current")}
+        out = []
+        for context, (ran, polled, locked, thread, timer, started, spinning, lined_up) in enumerate(
+            zip(*(items[name] for name in names), strict=True)
+        ):
+            running = now - started if thread >= 0 and items["current"][thread] == context and timer else 0
+            polling = running if spinning >= 0 else 0
+            waiting = now - lined_up if lined_up >= 0 else 0
+            out.append(ProcessTime(ran + running, polled + polling, locked + waiting))
+        return out
+
     def switches(self) -> list[int]:
         """Return how often each thread was put on a CPU."""
         return [int(x) for x in self.memory.items(self.core, "switches")]
@@ -270,6 +285,7 @@ class CompiledEngine:
             memory.fetch(obj, [n for n in memory.layout.slots[type(obj)] if n in FETCHED.get(type(obj).__name__, ())])
         created = memory.get(self.table, "created")
         self.table.created = created
+        self.table.upcoming = memory.get(self.table, "upcoming")
         words = memory.items(self.table, "_stamps")
         self.table._table = words
         self.table._table_last = memory.items(self.table, "_last")
@@ -321,7 +337,7 @@ class CompiledEngine:
 
 
 FETCHED: Final = {
-    "Window": ("completed", "dropped", "draining", "overloaded", "boundary", "limit"),
+    "Window": ("completed", "dropped_at", "draining", "overloaded", "boundary", "limit"),
     "Summary": ("count", "longest", "open"),
     "Counters": ("n",),
 }
