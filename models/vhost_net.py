@@ -27,7 +27,7 @@ from iosim.effects import TASK, Effect, spend, spin, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
+from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers, virtio_offloads
 from iosim.host import counters as count
 from iosim.host.costs import REARM_WINDOW, SYS_READ, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
@@ -418,7 +418,7 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
     loop = MainLoop(room.machine, items=PAIR, runs=mode == INTX)
-    offloads = Offloads(
+    offloads = virtio_offloads(
         csum=settings.csum,
         host_tso4=settings.host_tso4,
         vnet_hdr=settings.vnet_hdr,

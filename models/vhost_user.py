@@ -21,7 +21,8 @@ from iosim.effects import TASK, Effect, notify, spend
 from iosim.errors import IosimError
 from iosim.fifo import put, take_first
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
+from iosim.guest.tcp import Offloads
+from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
 from iosim.host import counters as count
 from iosim.host.costs import PMD_NIC, PMD_VHOST, SYS_WRITE, VHOST_SIGNAL
 from iosim.host.hosts import Host
@@ -226,7 +227,7 @@ def build(host: Host, workload: Workload, settings: VhostUserSettings) -> Machin
         big=big,
         frame=workload.frame,
         # No streams here: every packet is one frame, whose checksum is the NIC's.
-        offloads=Offloads(csum=True, host_tso4=False, vnet_hdr=True, ethtool_tso=False, ethtool_gso=False),
+        offloads=Offloads(csum=True, tso=False, gso=False),
     )
     room.machine.parts["driver"] = driver
     # With EVENT_IDX that is an event index which nobody moves: the driver passes it, and kicks, every 65536 packets,

@@ -26,7 +26,7 @@ from pydantic import Field
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers
+from iosim.guest.virtio_net import PAIR, RX, TX, SoftNet, VirtioNet, dev_queue_xmit, packet_buffers, virtio_offloads
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, SYS_READ
 from iosim.host.hosts import Host
@@ -206,7 +206,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
     loop = MainLoop(room.machine, items=ITEMS * pairs + 1)
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
     drivers: list[VirtioNet] = []
-    offloads = Offloads(
+    offloads = virtio_offloads(
         csum=settings.csum,
         host_tso4=settings.host_tso4,
         vnet_hdr=settings.vnet_hdr and not settings.hub,
