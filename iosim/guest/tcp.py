@@ -7,11 +7,15 @@ its own start_xmit.
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Final
 
 from iosim.effects import Effect, spend
 from iosim.guest.socket import Socket
 from iosim.host.costs import GSO_SEGMENT, GUEST_CHECKSUM, GUEST_STACK_TX
 from iosim.host.packets import GSO_MAX_SEGS, MSS, TCP_HEADERS, sized, stream_packet
+
+SKB_FRAG: Final = 32768
+"""Bytes of a stream's data that lie together (Linux SKB_FRAG_PAGE_ORDER: 8 pages): a fragment of the packet."""
 
 
 class Offloads:

@@ -16,7 +16,7 @@ from iosim.errors import IosimError
 from iosim.fifo import Fifo, put, take_first
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
-from iosim.guest.tcp import Offloads, tcp_write_xmit
+from iosim.guest.tcp import SKB_FRAG, Offloads, tcp_write_xmit
 from iosim.host import counters as count
 from iosim.host.costs import (
     DRIVER_FREE,
@@ -74,8 +74,6 @@ BIG_HEADER: Final = 32
 """Bytes of the first page before the packet (sizeof(struct padded_vnet_hdr), Linux 6.1)."""
 TX_BUFFER: Final = 2048
 """Bytes kept for a packet to send, header included; of a TCP packet, for its headers."""
-SKB_FRAG: Final = 32768
-"""Bytes of a stream's data that lie together (Linux SKB_FRAG_PAGE_ORDER: 8 pages): one descriptor each."""
 
 
 def packet_buffers(rx_size: int, tx_size: int, indirect: bool, big: bool) -> int:
@@ -322,6 +320,7 @@ def skb_to_sgvec(d: VirtioNet, packet: int, buffer: int) -> int:
     left = payload(packet)
     if left > 0:
         d.tx.seg_len[0] = NET_HDR_LEN + TCP_HEADERS
+    # Each fragment has a descriptor.
     while left > 0:
         d.tx.seg_addr[parts] = d.data
         d.tx.seg_len[parts] = SKB_FRAG
