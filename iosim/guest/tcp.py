@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Final
 
-from iosim.effects import Effect, spend
+from iosim.effects import Effect, notify, spend
 from iosim.guest.socket import Socket
 from iosim.host.costs import GSO_SEGMENT, GUEST_CHECKSUM, GUEST_STACK_TX
 from iosim.host.packets import GSO_MAX_SEGS, MSS, TCP_HEADERS, sized, stream_packet
@@ -65,3 +65,20 @@ def tcp_write_xmit(o: Offloads, s: Socket, row: int, left: int) -> Generator[Eff
     if not o.csum:
         yield spend(GUEST_CHECKSUM, size + TCP_HEADERS)
     return packet
+
+
+def no_offloads() -> Offloads:
+    """Return what a plain NIC takes: single frames with checksums.
+
+    TCP makes GSO packets whatever the NIC (sk_route_forced_caps, since Linux 4.17), and the stack above the driver
+    segments them: each segment is copied together and summed, as a NIC without scatter-gather needs it.
+    """
+    return Offloads(csum=False, tso=False, gso=True)
+
+
+def netif_wake_queue(sockets: list[Socket]) -> Generator[Effect, None, None]:
+    """A driver's queue has room again: whoever waits for it tries in turn."""
+    i = 0
+    while i < len(sockets):
+        yield notify(sockets[i].tx_wake)
+        i += 1
