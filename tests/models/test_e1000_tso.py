@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from functools import cache
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,20 @@ def frames(size: int) -> int:
     it unless that is less than the headers.
     """
     return size // MSS + 1
+
+
+def test_frames_are_as_measured() -> None:
+    """A packet of whole segments has an empty frame behind it, one with a rest has none; and one write of TDT each."""
+    text = resources.files("iosim.models").joinpath("anchors/e1000_tso.toml").read_text(encoding="utf-8")
+    measured = tomllib.loads(text)["file_served"]
+    assert measured["of_these_followed_by_an_empty_frame"] == measured["gso_packets_of_whole_segments"] > 0
+    assert measured["of_these_followed_by_an_empty_frame_too"] == 0 < measured["gso_packets_with_a_rest"]
+    for segments in (2, 22, 45):
+        assert alone(segments * MSS).count("wire_frames") == 40 * (segments + 1)
+        assert alone(segments * MSS - 1).count("wire_frames") == 40 * segments
+    packets = measured["packets_of_the_connection"] + measured["packets_besides"]
+    assert 1 <= measured["tdt_writes"] / packets < 1.03 < measured["frames_of_the_connection"] / packets
+    assert writes_of_tdt({"workload.size": GSO, "workload.depth": 1}) == [1] * 20
 
 
 @pytest.mark.parametrize("size", [1473, 2 * MSS, 2 * MSS + 1, 30_000, 32768 + 4, GSO - 1, GSO])
