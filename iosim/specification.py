@@ -273,7 +273,8 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int) -> Workload:
     if size > MAX_SEND:
         raise IosimError(f"{size} bytes in a send call; the most is {MAX_SEND}", "workload.size")
     if w.background and not model.streams:
-        raise IosimError(f"{model.name} carries no TCP stream; virtio-net and vhost-net do", "workload.background")
+        which = "virtio-net, vhost-net and the emulated NICs"
+        raise IosimError(f"{model.name} carries no TCP stream; {which} do", "workload.background")
     if w.background and w.name == "rx":
         raise IosimError("the guest sends a stream beside rr or tx, not beside rx", "workload.background")
     arrivals = w.arrivals or (POISSON if w.rate is not None else CLOSED)

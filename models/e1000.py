@@ -4,11 +4,13 @@ Every access to a register leaves the guest and goes through the five steps of t
 vCPU's own thread returns from KVM_RUN and runs QEMU's device code under the big QEMU lock.
 
 Sending: the driver fills a descriptor and writes TDT. In that write QEMU copies the packet, sends it to the tap, and
-raises the interrupt; the guest enters again right into its handler. Receiving: QEMU's main loop reads the tap, copies
-the packet into the guest's buffer, and raises the line. The handler reads ICR (which lowers the line), masks by IMC,
-reads STATUS as a flush, and schedules NAPI, which cleans both rings, gives buffers back (RDT: coalesced) and unmasks
-by IMS, with one more STATUS. The line is level-triggered, so each end of interrupt is an exit as well. After an edge
-the next one waits for the mitigation timer.
+raises the interrupt; the guest enters again right into its handler. A GSO packet is one such write too, in which QEMU
+cuts it into segments (`iosim.host.e1000.process_tx_desc`).
+
+Receiving: QEMU's main loop reads the tap, copies the packet into the guest's buffer, and raises the line. The handler
+reads ICR (which lowers the line), masks by IMC, reads STATUS as a flush, and schedules NAPI, which cleans both rings,
+gives buffers back (RDT: coalesced) and unmasks by IMS, with one more STATUS. The line is level-triggered, so each end
+of interrupt is an exit as well. After an edge the next one waits for the mitigation timer.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from typing import Final
 from pydantic import Field
 
 from iosim.effects import TASK, Effect, spend
+from iosim.engine.system import instance
 from iosim.guest.e1000 import E1000Driver, dev_queue_xmit
 from iosim.guest.socket import sendmsg
+from iosim.guest.tcp import Offloads
 from iosim.host import counters as count
 from iosim.host.costs import SYS_READ
 from iosim.host.e1000 import E1000, has_rxbufs, mitigation_timer, receive
@@ -69,6 +73,10 @@ class E1000Settings(Settings):
     rx_descriptors: Whole = Field(256, ge=48, le=4096, description="the driver's RxDescriptors")
     mitigation: Flag = Field(True, description="QEMU's property mitigation: at least 128 us between interrupts")
     hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
+    ethtool_tso: Flag = Field(True, description="ethtool -K tso in the guest: QEMU segments, on the vCPU's thread")
+    ethtool_gso: Flag = Field(
+        True, description="ethtool -K gso in the guest: without TSO, its stack still sees GSO packets, not segments"
+    )
 
 
 def application(a: Application, driver: E1000Driver) -> Generator[Effect, None, None]:
@@ -77,7 +85,7 @@ def application(a: Application, driver: E1000Driver) -> Generator[Effect, None, 
         row = yield from next_packet(a)
         if a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, row)
+            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 def main_loop(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
@@ -135,9 +143,12 @@ def build(host: Host, workload: Workload, settings: E1000Settings) -> Machine:
         rx_size=settings.rx_descriptors,
         mitigation=settings.mitigation,
     )
-    driver = E1000Driver(room.machine, room.vcpu, room.socket, device, room.milestones)
+    # An 82540EM completes checksums, and QEMU does for it (putsum).
+    offloads = Offloads(csum=True, tso=settings.ethtool_tso, gso=settings.ethtool_gso)
+    driver = E1000Driver(room.machine, room.vcpu, room.sockets, device, room.milestones, offloads)
     room.machine.parts["device"] = device
-    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
+    for i, a in enumerate(room.applications):
+        room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
     return room.machine
 
@@ -147,4 +158,5 @@ MODEL: Final = Model(
     summary="full emulation: every register access is an exit that QEMU serves on the vCPU's thread",
     settings=E1000Settings,
     build=build,
+    streams=True,
 )

@@ -20,9 +20,11 @@ from typing import Final
 from pydantic import Field
 
 from iosim.effects import TASK, Effect
+from iosim.engine.system import instance
 from iosim.fifo import EMPTY
 from iosim.guest.e100 import CBS, RFDS, Nic, dev_queue_xmit
 from iosim.guest.socket import sendmsg
+from iosim.guest.tcp import no_offloads
 from iosim.host.eepro100 import EEPRO100, nic_receive
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
@@ -73,7 +75,7 @@ def application(a: Application, driver: Nic) -> Generator[Effect, None, None]:
         row = yield from next_packet(a)
         if a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, row)
+            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 def main_loop(s: EEPRO100, q: MainLoop) -> Generator[Effect, None, None]:
@@ -107,9 +109,10 @@ def build(host: Host, workload: Workload, settings: EEPRO100Settings) -> Machine
     room.network.tap[0].reader_item = TAP
     client = NetClient(room.network, room.milestones, settings.hub)
     device = EEPRO100(room.machine, room.vcpu, loop, client, room.milestones)
-    driver = Nic(room.machine, room.vcpu, room.socket, device, room.milestones)
+    driver = Nic(room.machine, room.vcpu, room.sockets, device, room.milestones, no_offloads())
     room.machine.parts["device"] = device
-    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
+    for i, a in enumerate(room.applications):
+        room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
     return room.machine
 
@@ -121,6 +124,7 @@ def sibling(name: str, chip: str) -> Model:
         summary=f"full emulation, Intel {chip} under e100: every access to its control block is an exit to QEMU",
         settings=EEPRO100Settings,
         build=build,
+        streams=True,
     )
 
 

@@ -21,9 +21,11 @@ from typing import Final
 from pydantic import Field
 
 from iosim.effects import TASK, Effect, sleep_until
+from iosim.engine.system import instance
 from iosim.fifo import EMPTY
 from iosim.guest.ne2k_pci import EiDevice, dev_queue_xmit
 from iosim.guest.socket import sendmsg
+from iosim.guest.tcp import no_offloads
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
@@ -78,7 +80,7 @@ def application(a: Application, driver: EiDevice) -> Generator[Effect, None, Non
         row = yield from next_packet(a)
         if a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, row)
+            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 def main_loop(s: NE2000, q: MainLoop) -> Generator[Effect, None, None]:
@@ -127,9 +129,10 @@ def build(host: Host, workload: Workload, settings: NE2000Settings) -> Machine:
     room.network.tap[0].reader_item = TAP
     client = NetClient(room.network, room.milestones, settings.hub)
     device = NE2000(room.machine, room.vcpu, loop, client, room.milestones)
-    driver = EiDevice(room.machine, room.vcpu, room.socket, device, room.milestones)
+    driver = EiDevice(room.machine, room.vcpu, room.sockets, device, room.milestones, no_offloads())
     room.machine.parts["device"] = device
-    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
+    for i, a in enumerate(room.applications):
+        room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
     room.system.process("neighbour", neighbour(device, loop))
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
     return room.machine
@@ -140,4 +143,5 @@ MODEL: Final = Model(
     summary="full emulation, NE2000 by programmed I/O: the CPU moves each packet through a port, exit by exit",
     settings=NE2000Settings,
     build=build,
+    streams=True,
 )

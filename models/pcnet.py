@@ -19,9 +19,11 @@ from typing import Final
 from pydantic import Field
 
 from iosim.effects import TASK, Effect, spend
+from iosim.engine.system import instance
 from iosim.fifo import EMPTY
 from iosim.guest.pcnet32 import RX_RING_SIZE, TX_RING_SIZE, Pcnet32Private, dev_queue_xmit
 from iosim.guest.socket import sendmsg
+from iosim.guest.tcp import no_offloads
 from iosim.host import counters as count
 from iosim.host.costs import SYS_READ
 from iosim.host.hosts import Host
@@ -75,7 +77,7 @@ def application(a: Application, driver: Pcnet32Private) -> Generator[Effect, Non
         row = yield from next_packet(a)
         if a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, row)
+            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 def main_loop(s: PCNet, q: MainLoop) -> Generator[Effect, None, None]:
@@ -127,9 +129,10 @@ def build(host: Host, workload: Workload, settings: PCNetSettings) -> Machine:
         tx_size=TX_RING_SIZE,
         rx_size=RX_RING_SIZE,
     )
-    driver = Pcnet32Private(room.machine, room.vcpu, room.socket, device, room.milestones)
+    driver = Pcnet32Private(room.machine, room.vcpu, room.sockets, device, room.milestones, no_offloads())
     room.machine.parts["device"] = device
-    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
+    for i, a in enumerate(room.applications):
+        room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
     return room.machine
 
@@ -139,4 +142,5 @@ MODEL: Final = Model(
     summary="full emulation, AMD PCnet under pcnet32: two ports, so two exits for each register",
     settings=PCNetSettings,
     build=build,
+    streams=True,
 )

@@ -19,9 +19,11 @@ from typing import Final
 from pydantic import Field
 
 from iosim.effects import TASK, Effect
+from iosim.engine.system import instance
 from iosim.fifo import EMPTY
 from iosim.guest.rtl8139 import CP_RX_RING_SIZE, CP_TX_RING_SIZE, CpPrivate, dev_queue_xmit
 from iosim.guest.socket import sendmsg
+from iosim.guest.tcp import no_offloads
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
@@ -77,7 +79,7 @@ def application(a: Application, driver: CpPrivate) -> Generator[Effect, None, No
         row = yield from next_packet(a)
         if a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, row)
+            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 def main_loop(s: RTL8139, q: MainLoop) -> Generator[Effect, None, None]:
@@ -119,9 +121,10 @@ def build(host: Host, workload: Workload, settings: RTL8139Settings) -> Machine:
         rx_size=CP_RX_RING_SIZE,
         mmio=settings.mmio,
     )
-    driver = CpPrivate(room.machine, room.vcpu, room.socket, device, room.milestones)
+    driver = CpPrivate(room.machine, room.vcpu, room.sockets, device, room.milestones, no_offloads())
     room.machine.parts["device"] = device
-    room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
+    for i, a in enumerate(room.applications):
+        room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
     return room.machine
 
@@ -131,4 +134,5 @@ MODEL: Final = Model(
     summary="full emulation, Realtek RTL8139C+ under 8139cp: port I/O, every access an exit that QEMU serves",
     settings=RTL8139Settings,
     build=build,
+    streams=True,
 )

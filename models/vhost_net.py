@@ -27,7 +27,16 @@ from iosim.effects import TASK, Effect, spend, spin, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, VirtioNet, dev_queue_xmit, packet_buffers, transports
+from iosim.guest.virtio_net import (
+    PAIR,
+    RX,
+    TX,
+    VirtioNet,
+    dev_queue_xmit,
+    packet_buffers,
+    transports,
+    virtio_offloads,
+)
 from iosim.host import counters as count
 from iosim.host.costs import REARM_WINDOW, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
@@ -398,7 +407,7 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
     softnets, pcis = transports(
         room.machine, room.vcpus, loop, pairs, mode=mode, legacy=settings.disable_modern, ioeventfd=True
     )
-    offloads = Offloads(
+    offloads = virtio_offloads(
         csum=settings.csum,
         host_tso4=settings.host_tso4,
         vnet_hdr=settings.vnet_hdr,

@@ -26,7 +26,16 @@ from pydantic import Field
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, VirtioNet, dev_queue_xmit, packet_buffers, transports
+from iosim.guest.virtio_net import (
+    PAIR,
+    RX,
+    TX,
+    VirtioNet,
+    dev_queue_xmit,
+    packet_buffers,
+    transports,
+    virtio_offloads,
+)
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, SYS_READ
 from iosim.host.hosts import Host
@@ -208,7 +217,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
     legacy, ioeventfd = settings.disable_modern, settings.ioeventfd
     softnets, pcis = transports(room.machine, room.vcpus, loop, pairs, mode=mode, legacy=legacy, ioeventfd=ioeventfd)
     drivers: list[VirtioNet] = []
-    offloads = Offloads(
+    offloads = virtio_offloads(
         csum=settings.csum,
         host_tso4=settings.host_tso4,
         vnet_hdr=settings.vnet_hdr and not settings.hub,

@@ -13,6 +13,7 @@ from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
 from iosim.guest.irq import local_irq_restore, local_irq_save
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
+from iosim.guest.tcp import Offloads, netif_wake_queue, tcp_write_xmit
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
 from iosim.host.eepro100 import (
@@ -41,9 +42,12 @@ from iosim.host.eepro100 import (
     ioread,
     iowrite,
 )
+from iosim.host.flows import flow_of
 from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
+from iosim.host.network import packet_len
+from iosim.host.packets import payload
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
 from iosim.window import DEVICE_RING, drop
@@ -71,7 +75,9 @@ class Nic:
     """The driver's state (struct nic).
 
     Args:
-        machine, vcpu, socket, device, milestones: What it belongs to.
+        machine, vcpu, device, milestones: What it belongs to.
+        sockets: The guest's sockets, by flow.
+        offloads: What is left to the device.
 
     Attributes:
         cbs: Guest-physical addresses of the command blocks, which are linked to a ring.
@@ -82,16 +88,23 @@ class Nic:
     """
 
     __slots__ = (
-        "cb_to_clean", "cb_to_use", "cbs", "cbs_avail", "device", "handler_done", "machine", "milestones", "rfds",
-        "ru_running", "rx_to_clean", "rx_to_use", "scheduled", "socket", "softirq", "stopped", "vcpu",
+        "cb_to_clean", "cb_to_use", "cbs", "cbs_avail", "device", "handler_done", "machine", "milestones", "offloads",
+        "rfds", "ru_running", "rx_to_clean", "rx_to_use", "scheduled", "sockets", "softirq", "stopped", "vcpu",
     )  # fmt: skip
 
     def __init__(
-        self, machine: Machine, vcpu: Vcpu, socket: Socket, device: EEPRO100, milestones: DriverMilestones
+        self,
+        machine: Machine,
+        vcpu: Vcpu,
+        sockets: list[Socket],
+        device: EEPRO100,
+        milestones: DriverMilestones,
+        offloads: Offloads,
     ) -> None:
         self.machine = machine
         self.vcpu = vcpu
-        self.socket = socket
+        self.sockets = sockets
+        self.offloads = offloads
         self.device = device
         self.milestones = milestones
         self.cb_to_use = 0
@@ -140,10 +153,22 @@ def e100_exec_cmd(nic: Nic, command: int, pointer: int) -> Generator[Effect, Non
 # -- transmit ---------------------------------------------------------------------------------------------------
 
 
-def dev_queue_xmit(nic: Nic, row: int) -> Generator[Effect, None, None]:
-    """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
+def dev_queue_xmit(nic: Nic, s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
+    if s.stream:
+        left = s.size
+        while left > 0:
+            packet = yield from tcp_write_xmit(nic.offloads, s, row, left)
+            left -= payload(packet)
+            yield from hard_start_xmit(nic, s, packet)
+    else:
+        yield from hard_start_xmit(nic, s, row)
+
+
+def hard_start_xmit(nic: Nic, s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
     while nic.stopped:
-        yield wait(nic.socket.tx_wake)
+        yield wait(s.tx_wake)
     mark(nic.machine.table, row, nic.milestones.room, nic.machine.clock.now)
     yield level(SOFTIRQ)
     yield from e100_xmit_frame(nic, row)
@@ -156,7 +181,7 @@ def e100_xmit_frame(nic: Nic, row: int) -> Generator[Effect, None, None]:
     yield spend(DRIVER_XMIT)
     cb = nic.cbs[nic.cb_to_use]
     m.memory.u64[m.memory.u32[(cb + TBD) >> 2] >> 3] = row
-    m.memory.u32[((cb + TBD) >> 2) + 1] = nic.device.client.network.frame
+    m.memory.u32[((cb + TBD) >> 2) + 1] = packet_len(nic.device.client.network, row)
     command = CMD_TX | COMMAND_SF | COMMAND_S
     # An interrupt every 16 packets, whatever else there is (e100_xmit_prepare).
     nic.cbs_avail -= 1
@@ -236,15 +261,16 @@ def e100_tx_clean(nic: Nic) -> Generator[Effect, None, None]:
     cleaned = False
     while m.memory.u16[cb >> 1] & STATUS_C:
         yield spend(DRIVER_FREE)
+        packet = m.memory.u64[m.memory.u32[(cb + TBD) >> 2] >> 3]
         m.memory.u16[cb >> 1] = 0
         nic.cb_to_clean = (nic.cb_to_clean + 1) % CBS
         nic.cbs_avail += 1
         cleaned = True
-        yield from sock_wfree(nic.socket)
+        yield from sock_wfree(nic.sockets[flow_of(m.flows, packet)])
         cb = nic.cbs[nic.cb_to_clean]
     if cleaned and nic.stopped:
         nic.stopped = False
-        yield notify(nic.socket.tx_wake)
+        yield from netif_wake_queue(nic.sockets)
 
 
 def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
@@ -267,7 +293,7 @@ def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
         mark(m.table, row, nic.milestones.taken, m.clock.now)
         yield spend(DRIVER_RECEIVE)
         if m.memory.u16[(rfd >> 1) + 6] > 0:
-            yield from deliver(nic.socket, row, nic.vcpu)
+            yield from deliver(nic.sockets[flow_of(m.flows, row)], row, nic.vcpu)
         else:
             # The descriptor before the last has no room (see set_before_last): QEMU truncates the packet to nothing.
             yield from drop(m.window, row, DEVICE_RING)

@@ -1,6 +1,7 @@
 """The guest's e1000 driver (Linux 6.1): transmit, the interrupt handler, NAPI, dynamic interrupt throttling.
 
-Every ``ew32`` and ``er32`` is a register access, that is a VM exit.
+Every ``ew32`` and ``er32`` is a register access, that is a VM exit. Moving the tail after a GSO packet is one as well,
+whatever the number of its descriptors and of the segments that QEMU makes of it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,48 @@ from typing import Final, Protocol
 from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
+from iosim.guest.tcp import SKB_FRAG, Offloads, tcp_write_xmit
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
-from iosim.host.e1000 import DD, DESCRIPTOR, E1000, ICR, IMC, IMS, ITR, RDT, STATUS, TDT, VECTOR, er32, ew32
+from iosim.host.e1000 import (
+    DD,
+    DESCRIPTOR,
+    E1000,
+    ETH_HLEN,
+    ICR,
+    IMC,
+    IMS,
+    ITR,
+    RDT,
+    STATUS,
+    TDT,
+    TXD_CMD_DEXT,
+    TXD_CMD_EOP,
+    TXD_CMD_RS,
+    TXD_CMD_TSE,
+    TXD_DTYP_D,
+    TXD_POPTS_TXSM,
+    VECTOR,
+    er32,
+    ew32,
+)
+from iosim.host.flows import flow_of
+from iosim.host.frames import MSS, TCP_HEADERS
 from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
+from iosim.host.network import packet_len
+from iosim.host.packets import payload, qdisc_pkt_len, segments
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
 
 NAPI_POLL_WEIGHT: Final = 64
 MAX_SKB_FRAGS: Final = 17
+DESC_NEEDED: Final = MAX_SKB_FRAGS + 7
+"""Free descriptors below which the queue stops (e1000_xmit_frame): what the longest packet may take."""
+MAX_DATA_PER_TXD: Final = 4096
+"""Bytes of one data descriptor (E1000_MAX_DATA_PER_TXD)."""
+SENTINEL: Final = 4
+"""Bytes of the last descriptor of a GSO packet, and of a frame after one: both work around the 82540's errata."""
 TX_WAKE_THRESHOLD: Final = 32
 """Free descriptors at which a stopped queue opens (Linux e1000_main.c)."""
 RX_BUFFER_WRITE: Final = 16
@@ -51,27 +84,43 @@ class E1000Driver:
     """The driver's state.
 
     Args:
-        machine, vcpu, socket, device, milestones: What it belongs to.
+        machine, vcpu, device, milestones: What it belongs to.
+        sockets: The guest's sockets, by flow.
+        offloads: What is left to the device.
 
     Attributes:
         tx_next, tx_clean, tx_unused: The transmit ring: next to use, next to clean, free descriptors.
+        tx_buffer: Where the linear part of a packet lies, by the descriptor that it begins at.
+        tx_watch: The last descriptor of the packet that begins at a descriptor (next_to_watch).
+        tx_socket, tx_segs, tx_bytecount: By a packet's last descriptor: its socket, its segments, and their bytes.
+        last_tx_tso: The last packet was segmented by the device.
+        data: Where all streams' data lie; nobody looks at them.
+        turn: Which of the sockets is woken first when the queue opens.
         rx_next, rx_fill: The receive ring: next to take, next to give a buffer.
         itr: Interrupts a second the driver asks for; ``tx_itr`` and ``rx_itr`` its classes of traffic.
     """
 
     __slots__ = (
-        "device", "handler_done", "itr", "machine", "milestones", "rx_bytes", "rx_fill", "rx_itr", "rx_next",
-        "rx_packets", "scheduled", "socket", "softirq", "stopped", "tx_bytes", "tx_clean", "tx_itr", "tx_next",
-        "tx_packets", "tx_unused", "vcpu",
+        "data", "device", "handler_done", "itr", "last_tx_tso", "machine", "milestones", "offloads", "rx_bytes",
+        "rx_fill", "rx_itr", "rx_next", "rx_packets", "scheduled", "sockets", "softirq", "stopped", "turn", "tx_buffer",
+        "tx_bytecount", "tx_bytes", "tx_clean", "tx_itr", "tx_next", "tx_packets", "tx_segs", "tx_socket", "tx_unused",
+        "tx_watch", "vcpu",
     )  # fmt: skip
 
     def __init__(
-        self, machine: Machine, vcpu: Vcpu, socket: Socket, device: E1000, milestones: DriverMilestones
+        self,
+        machine: Machine,
+        vcpu: Vcpu,
+        sockets: list[Socket],
+        device: E1000,
+        milestones: DriverMilestones,
+        offloads: Offloads,
     ) -> None:
         self.machine = machine
         self.vcpu = vcpu
-        self.socket = socket
+        self.sockets = sockets
         self.device = device
+        self.offloads = offloads
         self.milestones = milestones
         self.tx_next = 0
         self.tx_clean = 0
@@ -90,8 +139,14 @@ class E1000Driver:
         vcpu.handler("e1000_intr", e1000_intr(self))
         # The probe, before time 0: buffers for both rings, throttling, interrupts on.
         u64 = machine.memory.u64
-        for i in range(device.tx_size):
-            u64[(device.tx_ring + i * DESCRIPTOR) >> 3] = allocate(machine.memory, BUFFER, 64)
+        self.tx_buffer = [allocate(machine.memory, BUFFER, 64) for _ in range(device.tx_size)]
+        self.tx_watch = [0] * device.tx_size
+        self.tx_socket = [0] * device.tx_size
+        self.tx_segs = [0] * device.tx_size
+        self.tx_bytecount = [0] * device.tx_size
+        self.last_tx_tso = False
+        self.data = allocate(machine.memory, SKB_FRAG, 4096)
+        self.turn = 0
         for i in range(device.rx_size):
             u64[(device.rx_ring + i * DESCRIPTOR) >> 3] = allocate(machine.memory, BUFFER, 64)
         self.rx_fill = device.rx_size - 1
@@ -108,32 +163,107 @@ def itr_register(rate: int) -> int:
 # -- transmit ---------------------------------------------------------------------------------------------------
 
 
-def dev_queue_xmit(d: E1000Driver, row: int) -> Generator[Effect, None, None]:
-    """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
+def dev_queue_xmit(d: E1000Driver, s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
+    if s.stream:
+        left = s.size
+        while left > 0:
+            packet = yield from tcp_write_xmit(d.offloads, s, row, left)
+            left -= payload(packet)
+            yield from hard_start_xmit(d, s, packet, d.offloads.gso and left > 0)
+    else:
+        yield from hard_start_xmit(d, s, row, False)
+
+
+def hard_start_xmit(d: E1000Driver, s: Socket, packet: int, more: bool) -> Generator[Effect, None, None]:
+    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
     while d.stopped:
-        yield wait(d.socket.tx_wake)
-    mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
+        yield wait(s.tx_wake)
+    mark(d.machine.table, packet, d.milestones.room, d.machine.clock.now)
     yield level(SOFTIRQ)
-    yield from e1000_xmit_frame(d, row)
+    yield from e1000_xmit_frame(d, s, packet, more)
     yield level(TASK)
 
 
-def e1000_xmit_frame(d: E1000Driver, row: int) -> Generator[Effect, None, None]:
-    """Fill a descriptor and move the tail: the write that makes QEMU send."""
+def e1000_xmit_frame(d: E1000Driver, s: Socket, packet: int, more: bool) -> Generator[Effect, None, None]:
+    """Fill the packet's descriptors and move the tail, the write that makes QEMU send; not if ``more`` is to follow."""
     m = d.machine
     yield spend(DRIVER_XMIT)
+    e1000_tx_map(d, s, packet)
+    mark(m.table, packet, d.milestones.available, m.clock.now)
+    if d.tx_unused < DESC_NEEDED:
+        d.stopped = True
+    if not more or d.stopped:
+        yield from ew32(d.device, TDT, d.tx_next)
+
+
+def e1000_tx_map(d: E1000Driver, s: Socket, packet: int) -> None:
+    """Name the parts of a packet to the device (e1000_tso or e1000_tx_csum, e1000_tx_map, e1000_tx_queue).
+
+    A request's frame is linear: one descriptor. A packet of a stream has a context, its headers, and its fragments in
+    pieces of 4096 bytes.
+    """
+    first = d.tx_next
+    size = payload(packet)
+    if size == 0:
+        buffer = d.tx_buffer[first]
+        d.machine.memory.u64[buffer >> 3] = packet
+        frame = d.device.network.frame
+        if d.last_tx_tso:
+            d.last_tx_tso = False
+            put_descriptor(d, buffer, frame - SENTINEL, 0)
+            frame = SENTINEL
+        put_descriptor(d, buffer, TXD_CMD_EOP | TXD_CMD_RS | frame, 0)
+    else:
+        command = TXD_CMD_DEXT | TXD_DTYP_D
+        if size > MSS:
+            d.last_tx_tso = True
+            command |= TXD_CMD_TSE
+            put_descriptor(d, ETH_HLEN, TXD_CMD_DEXT | TXD_CMD_TSE | size, MSS << 16 | TCP_HEADERS << 8)
+        else:
+            put_descriptor(d, ETH_HLEN, TXD_CMD_DEXT, 0)
+        buffer = d.tx_buffer[d.tx_next]
+        d.machine.memory.u64[buffer >> 3] = packet
+        put_descriptor(d, buffer, command | TCP_HEADERS, TXD_POPTS_TXSM)
+        put_fragments(d, size, command)
+    last = d.tx_next - 1
+    if last < 0:
+        last = d.device.tx_size - 1
+    d.tx_watch[first] = last
+    d.tx_socket[last] = s.number
+    d.tx_segs[last] = 1
+    d.tx_bytecount[last] = d.device.network.frame
+    if size > 0:
+        d.tx_segs[last] = segments(size)
+        d.tx_bytecount[last] = qdisc_pkt_len(size)
+
+
+def put_fragments(d: E1000Driver, size: int, command: int) -> None:
+    """Fill the descriptors of a packet's payload; the end of a GSO packet has one for itself."""
+    while size > 0:
+        fragment = min(size, SKB_FRAG)
+        size -= fragment
+        while fragment > 0:
+            part = min(fragment, MAX_DATA_PER_TXD)
+            if command & TXD_CMD_TSE and size == 0 and part == fragment and part > 2 * SENTINEL:
+                part -= SENTINEL
+            fragment -= part
+            lower = command | part
+            if size == 0 and fragment == 0:
+                lower |= TXD_CMD_EOP | TXD_CMD_RS
+            put_descriptor(d, d.data, lower, TXD_POPTS_TXSM)
+
+
+def put_descriptor(d: E1000Driver, address: int, lower: int, upper: int) -> None:
+    """Fill the next descriptor."""
     at = d.device.tx_ring + d.tx_next * DESCRIPTOR
-    m.memory.u64[m.memory.u64[at >> 3] >> 3] = row
-    m.memory.u32[(at >> 2) + 2] = d.device.network.frame
-    m.memory.u32[(at >> 2) + 3] = 0
+    d.machine.memory.u64[at >> 3] = address
+    d.machine.memory.u32[(at >> 2) + 2] = lower
+    d.machine.memory.u32[(at >> 2) + 3] = upper
     d.tx_next += 1
     if d.tx_next == d.device.tx_size:
         d.tx_next = 0
     d.tx_unused -= 1
-    mark(m.table, row, d.milestones.available, m.clock.now)
-    if d.tx_unused < MAX_SKB_FRAGS + 2:
-        d.stopped = True
-    yield from ew32(d.device, TDT, d.tx_next)
 
 
 # -- interrupt and NAPI -----------------------------------------------------------------------------------------
@@ -187,28 +317,42 @@ def e1000_clean(d: E1000Driver) -> Generator[Effect, None, int]:
 
 
 def e1000_clean_tx(d: E1000Driver) -> Generator[Effect, None, int]:
-    """Free the packets whose descriptors the device has written back; return how many."""
+    """Free the packets whose last descriptors the device has written back; return how many descriptors."""
     m = d.machine
     cleaned = 0
     ring = d.device.tx_ring
     while (
         cleaned < d.device.tx_size
         and d.tx_clean != d.tx_next
-        and m.memory.u32[((ring + d.tx_clean * DESCRIPTOR) >> 2) + 3] & DD
+        and m.memory.u32[((ring + d.tx_watch[d.tx_clean] * DESCRIPTOR) >> 2) + 3] & DD
     ):
         yield spend(DRIVER_FREE)
-        d.tx_packets += 1
-        d.tx_bytes += d.device.network.frame
-        d.tx_clean += 1
+        last = d.tx_watch[d.tx_clean]
+        d.tx_packets += d.tx_segs[last]
+        d.tx_bytes += d.tx_bytecount[last]
+        used = last + 1 - d.tx_clean
+        if used <= 0:
+            used += d.device.tx_size
+        d.tx_clean = last + 1
         if d.tx_clean == d.device.tx_size:
             d.tx_clean = 0
-        d.tx_unused += 1
-        cleaned += 1
-        yield from sock_wfree(d.socket)
+        d.tx_unused += used
+        cleaned += used
+        yield from sock_wfree(d.sockets[d.tx_socket[last]])
     if d.stopped and d.tx_unused >= TX_WAKE_THRESHOLD:
-        d.stopped = False
-        yield notify(d.socket.tx_wake)
+        yield from e1000_wake_queue(d)
     return cleaned
+
+
+def e1000_wake_queue(d: E1000Driver) -> Generator[Effect, None, None]:
+    """Open the queue; its senders come first in turn."""
+    d.stopped = False
+    i = 0
+    while i < len(d.sockets):
+        yield notify(d.sockets[d.turn].tx_wake)
+        d.turn = (d.turn + 1) % len(d.sockets)
+        i += 1
+    d.turn = (d.turn + 1) % len(d.sockets)
 
 
 def e1000_clean_rx(d: E1000Driver) -> Generator[Effect, None, int]:
@@ -230,9 +374,9 @@ def e1000_clean_rx(d: E1000Driver) -> Generator[Effect, None, int]:
         work += 1
         unfilled += 1
         d.rx_packets += 1
-        d.rx_bytes += d.device.network.frame
+        d.rx_bytes += packet_len(d.device.network, row)
         yield spend(DRIVER_RECEIVE)
-        yield from deliver(d.socket, row, d.vcpu)
+        yield from deliver(d.sockets[flow_of(m.flows, row)], row, d.vcpu)
         if unfilled >= RX_BUFFER_WRITE:
             yield from e1000_alloc_rx_buffers(d, unfilled)
             unfilled = 0

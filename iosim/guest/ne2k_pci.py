@@ -21,8 +21,10 @@ from iosim.guest.irq import (
 )
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
+from iosim.guest.tcp import Offloads, netif_wake_queue, tcp_write_xmit
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_XMIT, GUEST_STACK_RX, SOFTIRQ_ENTRY
+from iosim.host.flows import flow_of
 from iosim.host.intx import VECTOR
 from iosim.host.ioapic import IoApic
 from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
@@ -64,6 +66,8 @@ from iosim.host.ne2000 import (
     outb,
     outsl,
 )
+from iosim.host.network import packet_len
+from iosim.host.packets import payload
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
 from iosim.window import BACKLOG, drop
@@ -97,7 +101,9 @@ class EiDevice:
     """The driver's state (struct ei_device).
 
     Args:
-        machine, vcpu, socket, device, milestones: What it belongs to.
+        machine, vcpu, device, milestones: What it belongs to.
+        sockets: The guest's sockets, by flow.
+        offloads: What is left to the device.
 
     Attributes:
         tx1, tx2: The two transmit slots: 0, a length that waits, or ``SENDING``.
@@ -108,16 +114,23 @@ class EiDevice:
     """
 
     __slots__ = (
-        "backlog", "device", "handler_done", "line", "machine", "milestones", "rx_skb", "socket", "softirq", "stopped",
-        "tx1", "tx2", "tx_skb", "txing", "vcpu",
+        "backlog", "device", "handler_done", "line", "machine", "milestones", "offloads", "rx_skb", "sockets",
+        "softirq", "stopped", "tx1", "tx2", "tx_skb", "txing", "vcpu",
     )  # fmt: skip
 
     def __init__(
-        self, machine: Machine, vcpu: Vcpu, socket: Socket, device: NE2000, milestones: DriverMilestones
+        self,
+        machine: Machine,
+        vcpu: Vcpu,
+        sockets: list[Socket],
+        device: NE2000,
+        milestones: DriverMilestones,
+        offloads: Offloads,
     ) -> None:
         self.machine = machine
         self.vcpu = vcpu
-        self.socket = socket
+        self.sockets = sockets
+        self.offloads = offloads
         self.device = device
         self.milestones = milestones
         self.tx1 = 0
@@ -142,10 +155,22 @@ class EiDevice:
 # -- transmit ---------------------------------------------------------------------------------------------------
 
 
-def dev_queue_xmit(ei: EiDevice, row: int) -> Generator[Effect, None, None]:
-    """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
+def dev_queue_xmit(ei: EiDevice, s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
+    if s.stream:
+        left = s.size
+        while left > 0:
+            packet = yield from tcp_write_xmit(ei.offloads, s, row, left)
+            left -= payload(packet)
+            yield from hard_start_xmit(ei, s, packet)
+    else:
+        yield from hard_start_xmit(ei, s, row)
+
+
+def hard_start_xmit(ei: EiDevice, s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
     while ei.stopped:
-        yield wait(ei.socket.tx_wake)
+        yield wait(s.tx_wake)
     mark(ei.machine.table, row, ei.milestones.room, ei.machine.clock.now)
     yield level(SOFTIRQ)
     yield from ei_start_xmit(ei, row)
@@ -156,7 +181,7 @@ def ei_start_xmit(ei: EiDevice, row: int) -> Generator[Effect, None, None]:
     """Move the packet into the device with interrupts masked and the line disabled, and have it sent."""
     m = ei.machine
     s = ei.device
-    length = s.client.network.frame
+    length = packet_len(s.client.network, row)
     m.memory.u64[ei.tx_skb >> 3] = row
     yield spend(DRIVER_XMIT)
     mark(m.table, row, ei.milestones.available, m.clock.now)
@@ -183,7 +208,7 @@ def ei_start_xmit(ei: EiDevice, row: int) -> Generator[Effect, None, None]:
     yield from enable_irq(ei.line)
     # The packet is in the device's memory, so its own is free at once.
     yield spend(DRIVER_FREE)
-    yield from sock_wfree(ei.socket)
+    yield from sock_wfree(ei.sockets[flow_of(m.flows, row)])
 
 
 def remote_dma(ei: EiDevice, address: int, size: int, direction: int) -> Generator[Effect, None, None]:
@@ -280,7 +305,7 @@ def ei_tx_intr(ei: EiDevice) -> Generator[Effect, None, None]:
             ei.tx1 = SENDING
     if ei.stopped:
         ei.stopped = False
-        yield notify(ei.socket.tx_wake)
+        yield from netif_wake_queue(ei.sockets)
 
 
 def ei_receive(ei: EiDevice) -> Generator[Effect, None, None]:
@@ -373,6 +398,6 @@ def process_backlog(ei: EiDevice) -> Generator[Effect, None, int]:
         else:
             mark_past(m.table, row, ei.milestones.handled, ei.handler_done)
             mark(m.table, row, ei.milestones.taken, m.clock.now)
-            yield from deliver(ei.socket, row, ei.vcpu)
+            yield from deliver(ei.sockets[flow_of(ei.machine.flows, row)], row, ei.vcpu)
         work += 1
     return work

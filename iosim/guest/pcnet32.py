@@ -13,11 +13,14 @@ from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
 from iosim.guest.irq import local_irq_restore, local_irq_save
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
+from iosim.guest.tcp import Offloads, netif_wake_queue, tcp_write_xmit
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
+from iosim.host.flows import flow_of
 from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
+from iosim.host.packets import payload
 from iosim.host.pcnet import (
     CSR0,
     CSR3,
@@ -65,7 +68,9 @@ class Pcnet32Private:
     """The driver's state (struct pcnet32_private).
 
     Args:
-        machine, vcpu, socket, device, milestones: What it belongs to.
+        machine, vcpu, device, milestones: What it belongs to.
+        sockets: The guest's sockets, by flow.
+        offloads: What is left to the device.
 
     Attributes:
         cur_tx, dirty_tx: The transmit ring: packets sent, packets cleaned (not modulo its size).
@@ -75,16 +80,23 @@ class Pcnet32Private:
     """
 
     __slots__ = (
-        "cur_rx", "cur_tx", "device", "dirty_tx", "handler_done", "machine", "milestones", "scheduled", "socket",
-        "softirq", "stopped", "tx_full", "tx_skbuff", "vcpu",
+        "cur_rx", "cur_tx", "device", "dirty_tx", "handler_done", "machine", "milestones", "offloads", "scheduled",
+        "sockets", "softirq", "stopped", "tx_full", "tx_skbuff", "vcpu",
     )  # fmt: skip
 
     def __init__(
-        self, machine: Machine, vcpu: Vcpu, socket: Socket, device: PCNet, milestones: DriverMilestones
+        self,
+        machine: Machine,
+        vcpu: Vcpu,
+        sockets: list[Socket],
+        device: PCNet,
+        milestones: DriverMilestones,
+        offloads: Offloads,
     ) -> None:
         self.machine = machine
         self.vcpu = vcpu
-        self.socket = socket
+        self.sockets = sockets
+        self.offloads = offloads
         self.device = device
         self.milestones = milestones
         self.cur_tx = 0
@@ -123,10 +135,22 @@ def write_csr(lp: Pcnet32Private, index: int, value: int) -> Generator[Effect, N
 # -- transmit ---------------------------------------------------------------------------------------------------
 
 
-def dev_queue_xmit(lp: Pcnet32Private, row: int) -> Generator[Effect, None, None]:
-    """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
+def dev_queue_xmit(lp: Pcnet32Private, s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
+    if s.stream:
+        left = s.size
+        while left > 0:
+            packet = yield from tcp_write_xmit(lp.offloads, s, row, left)
+            left -= payload(packet)
+            yield from hard_start_xmit(lp, s, packet)
+    else:
+        yield from hard_start_xmit(lp, s, row)
+
+
+def hard_start_xmit(lp: Pcnet32Private, s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
     while lp.stopped:
-        yield wait(lp.socket.tx_wake)
+        yield wait(s.tx_wake)
     mark(lp.machine.table, row, lp.milestones.room, lp.machine.clock.now)
     yield level(SOFTIRQ)
     yield from pcnet32_start_xmit(lp, row)
@@ -217,7 +241,7 @@ def pcnet32_rx(lp: Pcnet32Private) -> Generator[Effect, None, int]:
         mark(m.table, row, lp.milestones.taken, m.clock.now)
         yield spend(DRIVER_REFILL)
         yield spend(DRIVER_RECEIVE)
-        yield from deliver(lp.socket, row, lp.vcpu)
+        yield from deliver(lp.sockets[flow_of(m.flows, row)], row, lp.vcpu)
         m.memory.u16[(at >> 1) + STATUS] = OWN
         lp.cur_rx = (lp.cur_rx + 1) % RX_RING_SIZE
         at = lp.device.rdra + lp.cur_rx * DESCRIPTOR
@@ -231,11 +255,12 @@ def pcnet32_tx(lp: Pcnet32Private) -> Generator[Effect, None, None]:
     at = lp.device.tdra + lp.dirty_tx % TX_RING_SIZE * DESCRIPTOR
     while lp.dirty_tx != lp.cur_tx and m.memory.u16[(at >> 1) + STATUS] & OWN == 0:
         yield spend(DRIVER_FREE)
+        packet = m.memory.u64[m.memory.u32[at >> 2] >> 3]
         m.memory.u32[at >> 2] = 0
         lp.dirty_tx += 1
-        yield from sock_wfree(lp.socket)
+        yield from sock_wfree(lp.sockets[flow_of(m.flows, packet)])
         at = lp.device.tdra + lp.dirty_tx % TX_RING_SIZE * DESCRIPTOR
     if lp.tx_full and lp.stopped and lp.cur_tx - lp.dirty_tx < TX_RING_SIZE - 2:
         lp.tx_full = False
         lp.stopped = False
-        yield notify(lp.socket.tx_wake)
+        yield from netif_wake_queue(lp.sockets)

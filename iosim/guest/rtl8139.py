@@ -12,11 +12,15 @@ from typing import Final, Protocol
 from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
+from iosim.guest.tcp import Offloads, netif_wake_queue, tcp_write_xmit
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
+from iosim.host.flows import flow_of
 from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
+from iosim.host.network import packet_len
+from iosim.host.packets import payload
 from iosim.host.rtl8139 import (
     DESCRIPTOR,
     FIRST_FRAG,
@@ -70,7 +74,9 @@ class CpPrivate:
     """The driver's state (struct cp_private).
 
     Args:
-        machine, vcpu, socket, device, milestones: What it belongs to.
+        machine, vcpu, device, milestones: What it belongs to.
+        sockets: The guest's sockets, by flow.
+        offloads: What is left to the device.
 
     Attributes:
         tx_head, tx_tail: The transmit ring: next to use, next to clean.
@@ -78,16 +84,23 @@ class CpPrivate:
     """
 
     __slots__ = (
-        "device", "handler_done", "machine", "milestones", "rx_tail", "scheduled", "socket", "softirq", "stopped",
-        "tx_head", "tx_tail", "vcpu",
+        "device", "handler_done", "machine", "milestones", "offloads", "rx_tail", "scheduled", "sockets", "softirq",
+        "stopped", "tx_head", "tx_tail", "vcpu",
     )  # fmt: skip
 
     def __init__(
-        self, machine: Machine, vcpu: Vcpu, socket: Socket, device: RTL8139, milestones: DriverMilestones
+        self,
+        machine: Machine,
+        vcpu: Vcpu,
+        sockets: list[Socket],
+        device: RTL8139,
+        milestones: DriverMilestones,
+        offloads: Offloads,
     ) -> None:
         self.machine = machine
         self.vcpu = vcpu
-        self.socket = socket
+        self.sockets = sockets
+        self.offloads = offloads
         self.device = device
         self.milestones = milestones
         self.tx_head = 0
@@ -126,10 +139,22 @@ def tx_buffs_avail(cp: CpPrivate) -> int:
 # -- transmit ---------------------------------------------------------------------------------------------------
 
 
-def dev_queue_xmit(cp: CpPrivate, row: int) -> Generator[Effect, None, None]:
-    """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
+def dev_queue_xmit(cp: CpPrivate, s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
+    if s.stream:
+        left = s.size
+        while left > 0:
+            packet = yield from tcp_write_xmit(cp.offloads, s, row, left)
+            left -= payload(packet)
+            yield from hard_start_xmit(cp, s, packet)
+    else:
+        yield from hard_start_xmit(cp, s, row)
+
+
+def hard_start_xmit(cp: CpPrivate, s: Socket, row: int) -> Generator[Effect, None, None]:
+    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
     while cp.stopped:
-        yield wait(cp.socket.tx_wake)
+        yield wait(s.tx_wake)
     mark(cp.machine.table, row, cp.milestones.room, cp.machine.clock.now)
     yield level(SOFTIRQ)
     yield from cp_start_xmit(cp, row)
@@ -142,7 +167,7 @@ def cp_start_xmit(cp: CpPrivate, row: int) -> Generator[Effect, None, None]:
     yield spend(DRIVER_XMIT)
     at = cp.device.tx_ring + cp.tx_head * DESCRIPTOR
     m.memory.u64[m.memory.u64[(at >> 3) + 1] >> 3] = row
-    opts1 = OWN | FIRST_FRAG | LAST_FRAG | cp.device.client.network.frame
+    opts1 = OWN | FIRST_FRAG | LAST_FRAG | packet_len(cp.device.client.network, row)
     if cp.tx_head == CP_TX_RING_SIZE - 1:
         opts1 |= RING_END
     m.memory.u32[at >> 2] = opts1
@@ -193,11 +218,12 @@ def cp_tx(cp: CpPrivate) -> Generator[Effect, None, None]:
     ring = cp.device.tx_ring
     while cp.tx_tail != cp.tx_head and m.memory.u32[(ring + cp.tx_tail * DESCRIPTOR) >> 2] & OWN == 0:
         yield spend(DRIVER_FREE)
+        packet = m.memory.u64[m.memory.u64[((ring + cp.tx_tail * DESCRIPTOR) >> 3) + 1] >> 3]
         cp.tx_tail = (cp.tx_tail + 1) % CP_TX_RING_SIZE
-        yield from sock_wfree(cp.socket)
+        yield from sock_wfree(cp.sockets[flow_of(m.flows, packet)])
     if cp.stopped and tx_buffs_avail(cp) > MAX_SKB_FRAGS + 1:
         cp.stopped = False
-        yield notify(cp.socket.tx_wake)
+        yield from netif_wake_queue(cp.sockets)
 
 
 def net_rx_action(cp: CpPrivate) -> Generator[Effect, None, None]:
@@ -228,7 +254,7 @@ def cp_rx_poll(cp: CpPrivate) -> Generator[Effect, None, int]:
         mark(m.table, row, cp.milestones.taken, m.clock.now)
         yield spend(DRIVER_REFILL)
         yield spend(DRIVER_RECEIVE)
-        yield from deliver(cp.socket, row, cp.vcpu)
+        yield from deliver(cp.sockets[flow_of(m.flows, row)], row, cp.vcpu)
         m.memory.u32[at >> 2] = rx_opts1(cp.rx_tail)
         cp.rx_tail = (cp.rx_tail + 1) % CP_RX_RING_SIZE
         at = cp.device.rx_ring + cp.rx_tail * DESCRIPTOR

@@ -20,6 +20,7 @@ from iosim.errors import IosimError
 from iosim.fifo import Fifo, put, take_first
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
+from iosim.guest.tcp import SKB_FRAG, Offloads, tcp_write_xmit
 from iosim.host import counters as count
 from iosim.host.costs import (
     DRIVER_FREE,
@@ -27,19 +28,17 @@ from iosim.host.costs import (
     DRIVER_RECEIVE,
     DRIVER_REFILL,
     DRIVER_XMIT,
-    GSO_SEGMENT,
     GUEST_CHECKSUM,
-    GUEST_STACK_TX,
     REARM_WINDOW,
     SOFTIRQ_ENTRY,
 )
 from iosim.host.flows import flow_of
-from iosim.host.frames import MSS, TCP_HEADERS
+from iosim.host.frames import TCP_HEADERS
 from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_edge, eoi_level, irq_enter, irq_return, kick, wake_up
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop
-from iosim.host.packets import GSO_MAX_SEGS, payload, sized, stream_packet
+from iosim.host.packets import payload
 from iosim.host.virtio_net import QemuVirtioNet, virtio_queue_notify
 from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, interrupted, read_isr, write_to_qemu
 from iosim.host.work import WorkQueue, show_poller
@@ -81,8 +80,6 @@ BIG_HEADER: Final = 32
 """Bytes of the first page before the packet (sizeof(struct padded_vnet_hdr), Linux 6.1)."""
 TX_BUFFER: Final = 2048
 """Bytes kept for a packet to send, header included; of a TCP packet, for its headers."""
-SKB_FRAG: Final = 32768
-"""Bytes of a stream's data that lie together (Linux SKB_FRAG_PAGE_ORDER: 8 pages): one descriptor each."""
 
 FREE: Final = 0
 BY_SENDER: Final = 1
@@ -119,29 +116,17 @@ class NetMilestones(Protocol):
     kicked: int
 
 
-class Offloads:
-    """What the guest's driver may leave to the device (virtnet_probe, netdev_fix_features).
+def virtio_offloads(
+    *, csum: bool, host_tso4: bool, vnet_hdr: bool, ethtool_tso: bool, ethtool_gso: bool
+) -> Offloads:
+    """Return what the guest's driver may leave to the device (virtnet_probe, netdev_fix_features).
 
     Args:
         csum, host_tso4: VIRTIO_NET_F_CSUM and VIRTIO_NET_F_HOST_TSO4 are on at the device.
         vnet_hdr: The back end has the virtio-net header. Without it QEMU offers neither (virtio_net_get_features).
         ethtool_tso, ethtool_gso: ``ethtool -K tso`` and ``gso`` in the guest.
-
-    Attributes:
-        csum: The device completes checksums.
-        tso: It takes GSO packets; that needs checksums.
-        gso: Where it does not, packets are segmented on their way to the driver (skb_gso_segment); else TCP makes
-            segments to begin with.
     """
-
-    __slots__ = ("csum", "gso", "tso")
-
-    def __init__(
-        self, *, csum: bool, host_tso4: bool, vnet_hdr: bool, ethtool_tso: bool, ethtool_gso: bool
-    ) -> None:
-        self.csum = csum and vnet_hdr
-        self.tso = self.csum and host_tso4 and ethtool_tso
-        self.gso = ethtool_gso and not self.tso
+    return Offloads(csum=csum and vnet_hdr, tso=host_tso4 and ethtool_tso, gso=ethtool_gso)
 
 
 class SoftNet:
@@ -208,7 +193,6 @@ class VirtioNet:
 
     Attributes:
         rx_need: Descriptors that one packet's receive buffers take.
-        gso_size: Payload bytes of the largest packet that the driver is given.
         data: Where all streams' data lie; nobody looks at them.
         rx, tx: The driver's side of the queues; ``rx_device`` and ``tx_device`` the other.
         napi: The first of its two NAPI instances.
@@ -227,7 +211,7 @@ class VirtioNet:
     """
 
     __slots__ = (
-        "backend", "big", "data", "frame", "gso_size", "handler_done", "machine", "milestones", "napi", "offloads",
+        "backend", "big", "data", "frame", "handler_done", "machine", "milestones", "napi", "offloads",
         "pci", "qemu", "rx", "rx_device", "rx_free", "rx_item", "rx_need", "scheduled", "senders", "sockets", "softnet",
         "stopped", "turn", "tx", "tx_device", "tx_free", "tx_item", "tx_lock", "tx_spinning", "tx_unlocked", "vcpu",
         "vector", "xps",
@@ -286,7 +270,6 @@ class VirtioNet:
         self.tx_item = tx_item
         self.frame = frame
         self.offloads = offloads
-        self.gso_size = GSO_MAX_SEGS * MSS if offloads.tso else MSS
         self.rx: DriverQueue
         self.tx: DriverQueue
         self.rx_device: DeviceQueue
@@ -328,35 +311,15 @@ class VirtioNet:
 def dev_queue_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
     if s.stream:
-        yield from tcp_write_xmit(d, s, row)
+        left = s.size
+        while left > 0:
+            packet = yield from tcp_write_xmit(d.offloads, s, row, left)
+            left -= payload(packet)
+            yield from hard_start_xmit(d, s, packet, d.offloads.gso and left > 0)
     else:
         if not d.offloads.csum:
             yield spend(GUEST_CHECKSUM, d.frame)
         yield from hard_start_xmit(d, s, row, False)
-
-
-def tcp_write_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, None]:
-    """Cut a send call of a stream into the packets that the driver takes; the last of them stands for the request.
-
-    With TSO these are GSO packets. With GSO alone the stack below TCP saw such packets too, and they are segmented
-    just above the driver (validate_xmit_skb). With neither, each segment has gone through the stack by itself.
-    """
-    left = s.size
-    while left > 0:
-        size = d.gso_size
-        if size > left:
-            size = left
-        if left < s.size and not d.offloads.tso and not d.offloads.gso:
-            yield spend(GUEST_STACK_TX)
-        left -= size
-        packet = sized(stream_packet(s.number), size)
-        if left == 0:
-            packet = sized(row, size)
-        if d.offloads.gso and s.size > MSS:
-            yield spend(GSO_SEGMENT)
-        if not d.offloads.csum:
-            yield spend(GUEST_CHECKSUM, size + TCP_HEADERS)
-        yield from hard_start_xmit(d, s, packet, d.offloads.gso and left > 0)
 
 
 def hard_start_xmit(d: VirtioNet, s: Socket, row: int, more: bool) -> Generator[Effect, None, None]:
@@ -418,6 +381,7 @@ def skb_to_sgvec(d: VirtioNet, packet: int, buffer: int) -> int:
     left = payload(packet)
     if left > 0:
         d.tx.seg_len[0] = NET_HDR_LEN + TCP_HEADERS
+    # Each fragment has a descriptor.
     while left > 0:
         d.tx.seg_addr[parts] = d.data
         d.tx.seg_len[parts] = SKB_FRAG

@@ -3,8 +3,10 @@
 The device code runs on whatever thread brings it work: the vCPU's for register accesses (TX), the main loop's for
 packets from the tap (RX) and for the mitigation timer; always under the big QEMU lock.
 
-Descriptors stand in guest memory as the hardware manual has them (Intel 8254x, legacy format, 16 bytes): buffer
-address, length, command and status; ``DD`` in the status tells the driver that the device is done.
+Descriptors stand in guest memory as the hardware manual has them (Intel 8254x, 16 bytes): buffer address, length,
+command and status; ``DD`` in the status tells the driver that the device is done. A request's frame has the legacy
+format; packets of a stream have a context descriptor, which says what their checksum and their segments are, and data
+descriptors. TSO is the device's, and so QEMU's: it copies, makes headers and checksums, and sends segment by segment.
 """
 
 from __future__ import annotations
@@ -14,13 +16,22 @@ from typing import Final, Protocol
 
 from iosim.effects import Effect, spend
 from iosim.host import counters as count
-from iosim.host.costs import QEMU_E1000_PACKET, QEMU_E1000_REGISTER, SYS_IOCTL
+from iosim.host.costs import (
+    COPY_COLD,
+    QEMU_CHECKSUM,
+    QEMU_E1000_DESCRIPTOR,
+    QEMU_E1000_PACKET,
+    QEMU_E1000_REGISTER,
+    SYS_IOCTL,
+)
+from iosim.host.flows import flow_of
 from iosim.host.kvm import Vcpu, set_irq_line
 from iosim.host.machine import Machine
 from iosim.host.main_loop import NEVER, MainLoop, notify_event
 from iosim.host.mmio import COALESCED_RING, CoalescedRing, coalesced_write, return_to_guest, trap_to_qemu
 from iosim.host.net_client import NetClient, qemu_send_packet
-from iosim.host.network import copy_cold, copy_hot
+from iosim.host.network import copy_packet_hot, packet_len
+from iosim.host.packets import payload, sized, stream_packet
 from iosim.requests import mark
 from iosim.ring.memory import allocate
 
@@ -47,6 +58,18 @@ WRITTEN: Final = 1
 DESCRIPTOR: Final = 16
 DD: Final = 0x1
 EOP: Final = 0x2
+
+TXD_LENGTH: Final = 0xFFFF
+TXD_DTYP_D: Final = 0x00100000
+TXD_CMD_EOP: Final = 0x01000000
+TXD_CMD_TSE: Final = 0x04000000
+TXD_CMD_RS: Final = 0x08000000
+TXD_CMD_DEXT: Final = 0x20000000
+TXD_POPTS_TXSM: Final = 0x200
+"""Transmit descriptors (8254x manual, 3.3): with DEXT and without DTYP_D a context descriptor; TXSM: of its upper
+word, the checksum option of a data descriptor."""
+ETH_HLEN: Final = 14
+IPV4_HLEN: Final = 20
 
 VECTOR: Final = 0
 """The vector of the device's INTx line."""
@@ -81,6 +104,10 @@ class E1000:
     Attributes:
         value: What the last register read gave.
         tx_ring, rx_ring: Guest-physical addresses of the rings.
+        tso_mss, tso_hdr_len: What the last context descriptor for TSO said.
+        tx_packet, tx_sent: The packet that is being sent, and how much of its payload has been.
+        tx_bytes: Bytes in QEMU's buffer; ``tx_read`` those of them that were read since it last sent.
+        tx_sum: The packet needs its checksum.
         held: A packet that found no receive descriptor (-1: none); the tap is not polled meanwhile.
         trace: The register accesses, while ``tracing`` is set: twice the register's number, plus 1 for a write.
     """
@@ -88,7 +115,8 @@ class E1000:
     __slots__ = (
         "client", "coalesced", "held", "icr", "ims", "itr", "machine", "main_loop", "milestones", "mit_ide",
         "mit_irq_level", "mit_timer_on", "mitigation", "network", "notify_item", "rdh", "rdt", "rx_ring", "rx_size",
-        "tap", "tdh", "tdt", "trace", "tracing", "tx_ring", "tx_size", "value", "vcpu",
+        "tap", "tdh", "tdt", "trace", "tracing", "tso_hdr_len", "tso_mss", "tx_bytes", "tx_packet", "tx_read",
+        "tx_ring", "tx_sent", "tx_size", "tx_sum", "value", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +153,13 @@ class E1000:
         self.ims = 0
         self.itr = 0
         self.value = 0
+        self.tso_mss = 0
+        self.tso_hdr_len = 0
+        self.tx_packet = -1
+        self.tx_sent = 0
+        self.tx_bytes = 0
+        self.tx_read = 0
+        self.tx_sum = False
         self.mit_ide = False
         self.mit_irq_level = False
         self.mit_timer_on = False
@@ -211,23 +246,77 @@ def e1000_read(e: E1000, register: int) -> Generator[Effect, None, None]:
 
 
 def start_xmit(e: E1000) -> Generator[Effect, None, None]:
-    """Send what stands between TDH and TDT: copy each packet, one write to the tap, status back, then the cause."""
+    """Carry out the descriptors between TDH and TDT; status back where it is asked for, and then the cause."""
     m = e.machine
     cause = TXQE
     while e.tdh != e.tdt:
         at = e.tx_ring + e.tdh * DESCRIPTOR
-        row = m.memory.u64[m.memory.u64[at >> 3] >> 3]
-        mark(m.table, row, e.milestones.tx_seen, m.clock.now)
-        yield spend(QEMU_E1000_PACKET)
-        yield from copy_cold(e.network)
-        yield from qemu_send_packet(e.client, row)
-        e.mit_ide = True
-        m.memory.u32[(at >> 2) + 3] |= DD
-        cause |= TXDW
+        yield from process_tx_desc(e, at)
+        if m.memory.u32[(at >> 2) + 2] & TXD_CMD_RS:
+            e.mit_ide = True
+            m.memory.u32[(at >> 2) + 3] |= DD
+            cause |= TXDW
         e.tdh += 1
         if e.tdh == e.tx_size:
             e.tdh = 0
     yield from set_interrupt_cause(e, e.icr | cause)
+
+
+def process_tx_desc(e: E1000, at: int) -> Generator[Effect, None, None]:
+    """A context descriptor: note what it says. Data: read them, and send at a packet's end, with TSO each segment."""
+    m = e.machine
+    lower = m.memory.u32[(at >> 2) + 2]
+    upper = m.memory.u32[(at >> 2) + 3]
+    tse = lower & TXD_CMD_TSE > 0
+    if not lower & TXD_CMD_EOP:
+        yield spend(QEMU_E1000_DESCRIPTOR)
+    if lower & (TXD_CMD_DEXT | TXD_DTYP_D) == TXD_CMD_DEXT:
+        if tse:
+            e.tso_mss = upper >> 16
+            e.tso_hdr_len = upper >> 8 & 0xFF
+    else:
+        if e.tx_bytes == 0:
+            e.tx_packet = m.memory.u64[m.memory.u64[at >> 3] >> 3]
+            e.tx_sent = 0
+            e.tx_sum = upper & TXD_POPTS_TXSM > 0
+            mark(m.table, e.tx_packet, e.milestones.tx_seen, m.clock.now)
+        left = lower & TXD_LENGTH
+        while left > 0:
+            size = left
+            if tse:
+                size = min(left, e.tso_hdr_len + e.tso_mss - e.tx_bytes)
+            e.tx_bytes += size
+            e.tx_read += size
+            left -= size
+            if tse and e.tx_bytes == e.tso_hdr_len + e.tso_mss:
+                yield from xmit_seg(e, tse)
+                e.tx_bytes = e.tso_hdr_len
+        if lower & TXD_CMD_EOP:
+            # What is left; where the segments were all full QEMU sends the headers once more, with nothing behind.
+            yield from xmit_seg(e, tse)
+            e.tx_bytes = 0
+
+
+def xmit_seg(e: E1000, tse: bool) -> Generator[Effect, None, None]:
+    """Send what is in the buffer, a segment or a whole packet: headers, checksums, one write to the tap."""
+    m = e.machine
+    packet = e.tx_packet
+    summed = e.tx_bytes - ETH_HLEN - IPV4_HLEN
+    if tse:
+        # IP's checksum too (IXSM). The packet's last byte stands for its request.
+        summed += IPV4_HLEN
+        size = e.tx_bytes - e.tso_hdr_len
+        e.tx_sent += size
+        packet = sized(packet, size)
+        if e.tx_sent < payload(e.tx_packet) or size == 0:
+            packet = sized(stream_packet(flow_of(m.flows, e.tx_packet)), size)
+    yield spend(QEMU_E1000_PACKET)
+    m.counters.n[count.COPIED_BYTES] += e.tx_read
+    yield spend(COPY_COLD, e.tx_read)
+    e.tx_read = 0
+    if e.tx_sum:
+        yield spend(QEMU_CHECKSUM, summed)
+    yield from qemu_send_packet(e.client, packet)
 
 
 # -- interrupt causes and mitigation ----------------------------------------------------------------------------
@@ -286,9 +375,9 @@ def receive(e: E1000, row: int) -> Generator[Effect, None, None]:
     m = e.machine
     at = e.rx_ring + e.rdh * DESCRIPTOR
     yield spend(QEMU_E1000_PACKET)
-    yield from copy_hot(e.network)
+    yield from copy_packet_hot(e.network, row)
     m.memory.u64[m.memory.u64[at >> 3] >> 3] = row
-    m.memory.u32[(at >> 2) + 2] = e.network.frame
+    m.memory.u32[(at >> 2) + 2] = packet_len(e.network, row)
     m.memory.u32[(at >> 2) + 3] = DD | EOP
     e.rdh += 1
     if e.rdh == e.rx_size:

@@ -23,7 +23,7 @@ from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop
 from iosim.host.mmio import return_to_guest, trap_to_qemu
 from iosim.host.net_client import NetClient, qemu_send_packet
-from iosim.host.network import copy_cold, copy_hot
+from iosim.host.network import copy_packet, copy_packet_hot, packet_len
 from iosim.requests import mark
 from iosim.window import DEVICE_RING, drop
 
@@ -234,7 +234,7 @@ def tx_command(s: EEPRO100, cb: int) -> Generator[Effect, None, None]:
     row = m.memory.u64[m.memory.u32[(cb + TBD) >> 2] >> 3]
     mark(m.table, row, s.milestones.tx_seen, m.clock.now)
     yield spend(QEMU_NIC_PACKET)
-    yield from copy_cold(s.client.network)
+    yield from copy_packet(s.client.network, row)
     yield from qemu_send_packet(s.client, row)
 
 
@@ -248,12 +248,12 @@ def nic_receive(s: EEPRO100, row: int) -> Generator[Effect, None, None]:
     if s.ru_state == RU_READY:
         rfd = s.ru_offset
         command = m.memory.u16[(rfd >> 1) + 1]
-        size = min(s.client.network.frame, m.memory.u16[(rfd >> 1) + 7])
+        size = min(packet_len(s.client.network, row), m.memory.u16[(rfd >> 1) + 7])
         if m.memory.u16[rfd >> 1] & STATUS_C:
             # Started anew behind the driver's back (see e100_rx_clean), it overwrites what has not been taken.
             yield from drop(m.window, m.memory.u64[(rfd + RFD_SIZE) >> 3], DEVICE_RING)
         if size > 0:
-            yield from copy_hot(s.client.network)
+            yield from copy_packet_hot(s.client.network, row)
         m.memory.u64[(rfd + RFD_SIZE) >> 3] = row
         m.memory.u16[(rfd >> 1) + 6] = size
         m.memory.u16[rfd >> 1] = STATUS_C | STATUS_OK

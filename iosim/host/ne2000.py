@@ -21,7 +21,7 @@ from iosim.host.kvm import Vcpu
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop
 from iosim.host.net_client import NetClient, qemu_send_packet
-from iosim.host.network import copy_hot
+from iosim.host.network import copy_hot, copy_packet_hot, packet_len
 from iosim.host.pio import items_of_one_exit, next_item, pio_to_guest, pio_to_qemu, string_pio_to_qemu
 from iosim.requests import mark
 from iosim.window import DEVICE_RING, drop
@@ -342,8 +342,12 @@ def ne2000_receive(s: NE2000, row: int) -> Generator[Effect, None, None]:
         if row != NO_REQUEST:
             yield from drop(m.window, row, DEVICE_RING)
     else:
-        yield from copy_hot(s.client.network)
         total = s.client.network.frame + HEADER
+        if row == NO_REQUEST:
+            yield from copy_hot(s.client.network)
+        else:
+            total = packet_len(s.client.network, row) + HEADER
+            yield from copy_packet_hot(s.client.network, row)
         following = s.curpag + (total + 4 + 255) // 256
         if following >= NESM_STOP_PG:
             following -= NESM_STOP_PG - RX_START_PG

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from iosim.effects import Effect, spend
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_NET_QUEUE, SYS_READ, SYS_WRITE
-from iosim.host.network import Network, copy_cold, copy_hot, tap_read, tap_transmit
+from iosim.host.network import Network, copy_packet, copy_packet_hot, tap_read, tap_transmit
 from iosim.requests import mark
 
 TAP_BURST: Final = 50
@@ -56,7 +56,7 @@ def qemu_send_packet(c: NetClient, row: int) -> Generator[Effect, None, None]:
     yield from net_queue(c)
     m.counters.n[count.SYS_WRITEV] += 1
     yield spend(SYS_WRITE)
-    yield from copy_hot(c.network)
+    yield from copy_packet_hot(c.network, row)
     yield from tap_transmit(c.network, c.tap, row)
     mark(m.table, row, c.milestones.processed, m.clock.now)
 
@@ -70,6 +70,6 @@ def tap_read_packet(c: NetClient) -> Generator[Effect, None, int]:
     m.counters.n[count.SYS_READ] += 1
     yield spend(SYS_READ)
     if row >= 0:
-        yield from copy_cold(c.network)
+        yield from copy_packet(c.network, row)
         yield from net_queue(c)
     return row

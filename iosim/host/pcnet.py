@@ -21,7 +21,7 @@ from iosim.host.kvm import Vcpu
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, notify_event
 from iosim.host.net_client import NetClient, qemu_send_packet
-from iosim.host.network import copy_cold, copy_hot
+from iosim.host.network import copy_packet, copy_packet_hot, packet_len
 from iosim.host.pio import pio_to_guest, pio_to_qemu
 from iosim.requests import mark
 from iosim.ring.memory import allocate
@@ -253,7 +253,7 @@ def pcnet_transmit(s: PCNet) -> Generator[Effect, None, None]:
         row = m.memory.u64[m.memory.u32[at >> 2] >> 3]
         mark(m.table, row, s.milestones.tx_seen, m.clock.now)
         yield spend(QEMU_NIC_PACKET)
-        yield from copy_cold(s.client.network)
+        yield from copy_packet(s.client.network, row)
         yield from qemu_send_packet(s.client, row)
         m.memory.u16[(at >> 1) + STATUS] &= ~OWN
         s.csr0 |= TINT
@@ -273,10 +273,10 @@ def pcnet_receive(s: PCNet, row: int) -> Generator[Effect, None, None]:
     at = s.rdra + (s.rx_size - s.rcvrc) * DESCRIPTOR
     before = s.irq.level
     if owns(s, at):
-        yield from copy_hot(s.client.network)
-        yield from copy_hot(s.client.network)
+        yield from copy_packet_hot(s.client.network, row)
+        yield from copy_packet_hot(s.client.network, row)
         m.memory.u64[m.memory.u32[at >> 2] >> 3] = row
-        m.memory.u32[(at >> 2) + 2] = s.client.network.frame + 4
+        m.memory.u32[(at >> 2) + 2] = packet_len(s.client.network, row) + 4
         m.memory.u16[(at >> 1) + STATUS] = STP | ENP
         mark(m.table, row, s.milestones.rx_used, m.clock.now)
         s.csr0 |= RINT

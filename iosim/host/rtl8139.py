@@ -21,7 +21,7 @@ from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop
 from iosim.host.mmio import return_to_guest, trap_to_qemu
 from iosim.host.net_client import NetClient, qemu_send_packet
-from iosim.host.network import copy_cold, copy_hot
+from iosim.host.network import copy_packet, copy_packet_hot, packet_len
 from iosim.host.pio import pio_to_guest, pio_to_qemu
 from iosim.requests import mark
 from iosim.ring.memory import allocate
@@ -202,7 +202,7 @@ def rtl8139_cplus_transmit(s: RTL8139) -> Generator[Effect, None, None]:
         row = m.memory.u64[m.memory.u64[(at >> 3) + 1] >> 3]
         mark(m.table, row, s.milestones.tx_seen, m.clock.now)
         yield spend(QEMU_NIC_PACKET)
-        yield from copy_cold(s.client.network)
+        yield from copy_packet(s.client.network, row)
         if m.memory.u32[at >> 2] & RING_END:
             s.cur_tx = 0
         else:
@@ -223,9 +223,9 @@ def rtl8139_receive(s: RTL8139, row: int) -> Generator[Effect, None, None]:
     yield spend(QEMU_NIC_PACKET)
     opts1 = m.memory.u32[at >> 2]
     if opts1 & OWN:
-        yield from copy_hot(s.client.network)
+        yield from copy_packet_hot(s.client.network, row)
         m.memory.u64[m.memory.u64[(at >> 3) + 1] >> 3] = row
-        m.memory.u32[at >> 2] = opts1 & RING_END | FIRST_FRAG | LAST_FRAG | s.client.network.frame + 4
+        m.memory.u32[at >> 2] = opts1 & RING_END | FIRST_FRAG | LAST_FRAG | packet_len(s.client.network, row) + 4
         if opts1 & RING_END:
             s.cur_rx = 0
         else:

@@ -18,7 +18,7 @@ from iosim.host.flows import flow_of, remember
 from iosim.host.frames import TCP_HEADERS, WIRE_OVERHEAD
 from iosim.host.machine import Machine
 from iosim.host.network import QDISC_LIMIT, RX_RING, Network
-from iosim.host.packets import LAST, ends_call, payload, request_of, stream_packet
+from iosim.host.packets import LAST, ends_call, of_stream, request_of, stream_packet
 from iosim.requests import FOREIGN, last_milestone, mark
 from iosim.window import SENDER, complete, drop, new_request
 from iosim.workload.path import Milestones
@@ -201,7 +201,7 @@ def packet_sink(c: Client) -> Generator[Effect, None, None]:
             put(c.arriving, row)
             put(c.arriving_at, arrives)
             yield notify(c.arrival)
-        if payload(row) > 0:
+        if of_stream(row):
             row = request_of(row)
         if row >= 0:
             yield from complete(c.machine.window, row, c.machine.clock.now)
@@ -286,7 +286,7 @@ def lost_requests(c: Client) -> Generator[Effect, None, None]:
         if c.streams and ends_call(row):
             # A segment or an acknowledgement: as if it had been sent again, and arrived.
             yield from acknowledge(c, row)
-        elif c.kind == RR and not c.open_loop:
+        elif c.kind == RR and not c.open_loop and row < FOREIGN:
             i = flows.connection[row & window.table.mask]
             c.lost[i] = True
             yield notify(c.reply[i])

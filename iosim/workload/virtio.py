@@ -11,7 +11,8 @@ from collections.abc import Generator, Sequence
 from iosim.effects import TASK, Effect
 from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
-from iosim.guest.virtio_net import PAIR, RX, TX, Offloads, VirtioNet, dev_queue_xmit, packet_buffers, transports
+from iosim.guest.tcp import Offloads
+from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet, dev_queue_xmit, packet_buffers, transports
 from iosim.host.main_loop import MainLoop
 from iosim.host.virtio_pci import interrupt_mode
 from iosim.host.work import WorkQueue
@@ -44,7 +45,7 @@ def virtio_net(
         room.machine, room.vcpus, loop, pairs, mode=mode, legacy=settings.disable_modern, ioeventfd=True
     )
     # No streams here: every packet is one frame, whose checksum the back end leaves to the NIC.
-    offloads = Offloads(csum=True, host_tso4=False, vnet_hdr=True, ethtool_tso=False, ethtool_gso=False)
+    offloads = Offloads(csum=True, tso=False, gso=False)
     drivers = []
     for i in range(pairs):
         driver = VirtioNet(
