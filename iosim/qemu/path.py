@@ -34,7 +34,7 @@ _WITHOUT_NOTE = frozenset(
     name_list("""
         mac tx rx_queue_size tx_queue_size event_idx indirect_desc x-txburst x-txtimer ioeventfd packed mq vectors
         mrg_rxbuf disable-modern multifunction bootindex romfile rombar romsize status speed duplex acpi-index
-        mitigation autonegotiation csum host_tso4
+        mitigation autonegotiation csum host_tso4 guest_csum guest_tso4
     """)
 )
 
@@ -53,7 +53,8 @@ def network_path(machine: Machine) -> Path:
 
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
     ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.packed``, ``device.indirect`` (QEMU's
-    indirect_desc), ``device.mrg_rxbuf``, ``device.csum``, ``device.host_tso4`` and ``device.vnet_hdr`` (offloads),
+    indirect_desc), ``device.mrg_rxbuf``, ``device.csum``, ``device.host_tso4``, ``device.guest_csum``,
+    ``device.guest_tso4`` and ``device.vnet_hdr`` (offloads),
     ``device.vectors``, ``device.disable_modern``, ``device.ioeventfd``, ``device.tx``, ``device.tx_timer`` (QEMU's
     x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst), ``device.poll_us`` (the tap's poll-us),
     ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``), ``device.queues``
@@ -214,13 +215,7 @@ def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
     for name, key in (("event_idx", "event_idx"), ("packed", "packed"), ("indirect_desc", "indirect")):
         if name in nic.properties:
             settings[f"device.{key}"] = _is_on(nic, name, True)
-    for name in ("csum", "host_tso4"):
-        if name in nic.properties:
-            settings[f"device.{name}"] = _is_on(nic, name, True)
-    if not nic.vnet_hdr and not nic.through_hub:
-        settings["device.vnet_hdr"] = False
-    if not _is_on(nic, "mrg_rxbuf", True) and _guest_gso(nic):
-        settings["device.mrg_rxbuf"] = False
+    settings.update(_offloads(nic, notes))
     if "disable-modern" in nic.properties:
         settings["device.disable_modern"] = _is_on(nic, "disable-modern", False)
     mine = _qemus(nic)
@@ -270,6 +265,25 @@ def _queue_pairs(nic: Nic, notes: list[str], vcpus: int) -> dict[str, object]:
         notes.append(f"of the guest's {vcpus} vCPUs those are simulated that the {used} queue pairs belong to")
     if used > 1:
         settings.update({"device.queues": used, "guest.vcpus": used})
+    return settings
+
+
+def _offloads(nic: Nic, notes: list[str]) -> dict[str, object]:
+    """Return the settings for the features by which guest and device leave work to each other."""
+    settings: dict[str, object] = {}
+    for name in ("csum", "host_tso4", "guest_csum", "guest_tso4"):
+        if name in nic.properties:
+            settings[f"device.{name}"] = _is_on(nic, name, True)
+    if not _is_on(nic, "guest_csum", True) and settings.get("device.guest_tso4"):
+        notes.append("guest_tso4=on has no effect with guest_csum=off: the tap hands on no GSO packet without checksum")
+        del settings["device.guest_tso4"]
+    if not nic.vnet_hdr and not nic.through_hub:
+        settings["device.vnet_hdr"] = False
+    if not _is_on(nic, "mrg_rxbuf", True):
+        settings["device.mrg_rxbuf"] = False
+        if _guest_gso(nic) and not _is_on(nic, "guest_tso4", True):
+            notes.append("guest_tso6 or guest_ufo is on, and so Linux posts chains for GSO packets; here they are "
+                         "buffers of one frame, as without any")  # fmt: skip
     return settings
 
 
