@@ -272,10 +272,11 @@ class VirtioNet:
         offloads: Offloads,
         merged: bool = False,
     ) -> None:
-        if merged and offloads.guest_tso4 and rx_size * RX_BUFFER < GRO_MAX_SIZE:
+        # Half a poll's weight of descriptors may stay free (virtnet_receive): less than that is not refilled.
+        if merged and offloads.guest_tso4 and (rx_size - NAPI_POLL_WEIGHT // 2) * RX_BUFFER < GRO_MAX_SIZE:
             raise IosimError(
-                f"a GSO packet takes up to {-(-GRO_MAX_SIZE // RX_BUFFER)} receive buffers, which a queue of {rx_size} "
-                "does not hold; the smallest that does is 64",
+                f"a GSO packet takes up to {-(-GRO_MAX_SIZE // RX_BUFFER)} receive buffers, and the driver does not "
+                f"keep as many in a queue of {rx_size}; the smallest in which it does is 128",
                 "device.rx_queue_size",
             )
         if big and rx_size < BIG_CHAIN:
@@ -614,7 +615,7 @@ def virtnet_poll_tx(d: VirtioNet) -> Generator[Effect, None, None]:
 def napi_complete(d: VirtioNet, queue: DriverQueue, napi: int) -> Generator[Effect, None, None]:
     """Re-arm the interrupt, then look once more: what came in the window is polled again without an interrupt."""
     last_used_idx = enable_cb_prepare(queue)
-    if napi == RX:
+    if napi == RX and len(d.gro.held) > 0:
         gro_flush(d.gro)
         yield from netif_receive(d)
     d.scheduled[napi] = False

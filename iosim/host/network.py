@@ -379,7 +379,8 @@ def host_softirq(net: Network) -> Generator[Effect, None, None]:
             more = net.rx_ring.count > 0
             if polled == NAPI_POLL_WEIGHT or not more:
                 polled = 0
-                yield from napi_gro_flush(net)
+                if len(net.gro.held) > 0:
+                    yield from napi_gro_flush(net)
         net.irq_pending = False
         if net.rx_ring.count > 0:
             # Frames that came while GRO's packets went up the stack: NAPI is complete, so the NIC tells of them anew.

@@ -9,9 +9,11 @@ from typing import Final
 
 from iosim.ring.device_queue import DeviceQueue
 from iosim.ring.errors import raise_for
-from iosim.ring.queue import fill, pop, unpop
+from iosim.ring.queue import empty, fill, pop, unpop
 from iosim.virtio.net import NET_HDR_LEN, packet_at
 
+ANY_BUFFER: Final = 1518
+"""Bytes that every buffer has room for: one frame (Linux GOOD_PACKET_LEN)."""
 NUM_BUFFERS: Final = 10
 """Where ``num_buffers`` stands in the header (struct virtio_net_hdr_v1)."""
 
@@ -83,6 +85,8 @@ def put_back(b: RxBuffers, q: DeviceQueue) -> None:
 
 def enough(b: RxBuffers, q: DeviceQueue, size: int) -> bool:
     """Tell whether there are buffers for a packet; none is taken (QEMU virtqueue_avail_bytes)."""
+    if size <= ANY_BUFFER or not b.mergeable:
+        return not empty(q)
     found = get_rx_bufs(b, q, size)
     put_back(b, q)
     return found > 0

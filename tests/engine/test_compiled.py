@@ -159,11 +159,15 @@ def offloads(draw: st.DrawFn, workload: str, chosen: dict[str, Any]) -> None:
     elif workload != "rx" and draw(st.booleans()):
         chosen["workload.background"] = draw(st.sampled_from([3000, 65536]))
         chosen["workload.background_depth"] = draw(st.sampled_from([1, 16]))
+        # A stream fills the wire from the first request to the last: seconds of SimPy for some milliseconds.
+        chosen["run.requests"] = min(chosen["run.requests"], 40)
+        if "workload.rate" in chosen:
+            chosen["workload.rate"] = max(chosen["workload.rate"], 50_000)
         if workload == "rr":
             chosen["workload.background_from"] = draw(st.sampled_from(["guest", "client"]))
     if workload == "rx" or chosen.get("workload.background_from") == "client":
-        # A shorter one does not hold a GSO packet's buffers.
-        chosen["device.rx_queue_size"] = max(64, chosen["device.rx_queue_size"])
+        # In a shorter one the driver does not keep a GSO packet's buffers.
+        chosen["device.rx_queue_size"] = max(128, chosen["device.rx_queue_size"])
 
 
 @pytest.mark.slow
