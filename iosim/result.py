@@ -289,7 +289,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of the run. Times are in ns, counts per request, fractions of the window."""
-        per: dict[str, Any] = {"exits": {}, "register_accesses": {}, "syscalls": {}}
+        per: dict[str, Any] = {"exits": {}, "register_accesses": {}, "syscalls": {}, "stream": {}}
         for name in COUNTERS:
             group, dot, item = name.partition(".")
             if dot and group in per:

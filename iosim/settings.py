@@ -96,7 +96,9 @@ class WorkloadSettings(Settings):
     """``workload.*``: what is asked of the path."""
 
     name: Literal["rr", "tx", "rx"] = Field("rr", description="rr, tx or rx")
-    size: Whole | None = Field(None, ge=1, description="payload bytes of a packet; rr: 1, tx and rx: 64")
+    size: Whole | None = Field(
+        None, ge=1, description="payload bytes of a packet; rr: 1, tx and rx: 64. tx, rx, above 1472: of a send call"
+    )
     depth: Whole | None = Field(
         None, ge=1, le=1024, description="requests under way in a closed loop, in each flow; rr: 1, tx and rx: 32"
     )
@@ -113,10 +115,13 @@ class WorkloadSettings(Settings):
         None, description="closed, or poisson or constant at workload.rate (default: poisson if a rate is given)"
     )
     background: Whole = Field(
-        0, ge=0, le=65536, description="bytes of each send call of a TCP stream that the guest sends besides; 0: none"
+        0, ge=0, le=65536, description="bytes of each send call of a TCP stream that flows besides; 0: none"
     )
     background_depth: Whole = Field(
         16, ge=1, le=1024, description="send calls of that stream that may be unacknowledged"
+    )
+    background_from: Literal["guest", "client"] = Field(
+        "guest", description="who sends that stream: the guest, or (beside rr) the client"
     )
     think_time: Time = Field(0, description="time the guest's application works on a request")
     peer_delay: Time = Field(0, description="time the client waits after a reply (closed loop)")
@@ -206,6 +211,20 @@ class TapQueuePairs(VirtioQueuePairs):
     ethtool_gso: Flag = Field(
         True, description="ethtool -K gso in the guest: without TSO, its stack still sees GSO packets, not segments"
     )
+    guest_csum: Flag = Field(
+        True, description="VIRTIO_NET_F_GUEST_CSUM: the guest need not verify checksums of what it receives"
+    )
+    guest_tso4: Flag = Field(
+        True, description="VIRTIO_NET_F_GUEST_TSO4: it may be given GSO packets; without guest_csum it is not"
+    )
+    ethtool_gro: Flag = Field(True, description="ethtool -K gro in the guest: it merges segments that come singly")
+
+    @model_validator(mode="after")
+    def _features(self) -> TapQueuePairs:
+        if "guest_tso4" in self.model_fields_set and self.guest_tso4 and not self.guest_csum:
+            text = "guest_tso4=on needs guest_csum=on (virtio 1.2, 5.1.3.1)"
+            raise PydanticCustomError("iosim", "{text}", {"text": text})
+        return self
 
 
 def check(model: type[Settings], values: Mapping[str, Any], prefix: str, where: str | None = None) -> Any:

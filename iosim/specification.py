@@ -25,7 +25,7 @@ from iosim.settings import (
     keys,
     parse_flag,
 )
-from iosim.workload.spec import CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, MAX_SEND, POISSON, STREAM_DEPTH, Workload
+from iosim.workload.spec import CLIENT, CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, MAX_SEND, POISSON, STREAM_DEPTH, Workload
 
 GROUPS: Final = ("workload", "host", "guest", "device", "run")
 DEFAULT_SIZE: Final = {"rr": 1, "tx": 64, "rx": 64}
@@ -114,6 +114,7 @@ class Specification:
             "workload.peer_delay": _time_text(w.peer_delay),
             "workload.background": w.background,
             "workload.background_depth": w.background_depth,
+            "workload.background_from": w.background_from,
         }
         for name, prop in self.host.properties.items():
             kind = hosts.PROPERTY_PARSERS[name]
@@ -264,7 +265,7 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int) -> Workload:
             f"{model.name} plays {', '.join(model.workloads)}, not {w.name}", "workload.name"
         )
     size = DEFAULT_SIZE[w.name] if w.size is None else w.size
-    stream = w.name == "tx" and model.streams and size > MAX_PAYLOAD
+    stream = w.name != "rr" and model.streams and size > MAX_PAYLOAD
     if size > MAX_PAYLOAD and not stream:
         raise IosimError(
             f"{size} bytes do not fit one Ethernet frame; the largest is {MAX_PAYLOAD} (1500 less IP and UDP headers)",
@@ -277,6 +278,8 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int) -> Workload:
         raise IosimError(f"{model.name} carries no TCP stream; {which} do", "workload.background")
     if w.background and w.name == "rx":
         raise IosimError("the guest sends a stream beside rr or tx, not beside rx", "workload.background")
+    if w.background and w.background_from == CLIENT and w.name != "rr":
+        raise IosimError(f"the client sends a stream beside rr, not beside {w.name}", "workload.background_from")
     arrivals = w.arrivals or (POISSON if w.rate is not None else CLOSED)
     if arrivals != CLOSED and w.rate is None:
         raise IosimError(f"{arrivals} arrivals need a rate, as workload.rate=10000", "workload.arrivals")
@@ -296,8 +299,8 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int) -> Workload:
             f"{depth} requests in each of {flows} flows are {depth * flows} under way; the most is {MOST_UNDER_WAY}",
             "workload.depth",
         )
-    rate, window = w.rate or 0.0, w.background_depth
-    return Workload(w.name, size, depth, rate, arrivals, w.think_time, w.peer_delay, flows, w.background, window)
+    rate, behind = w.rate or 0.0, (w.background, w.background_depth, w.background_from)
+    return Workload(w.name, size, depth, rate, arrivals, w.think_time, w.peer_delay, flows, *behind)
 
 
 def _warmup(run: RunSettings) -> int:

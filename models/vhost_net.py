@@ -32,17 +32,20 @@ from iosim.guest.virtio_net import (
     RX,
     TX,
     VirtioNet,
+    cleanup_rbuf,
     dev_queue_xmit,
     packet_buffers,
     transports,
     virtio_offloads,
 )
 from iosim.host import counters as count
-from iosim.host.costs import REARM_WINDOW, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
+from iosim.host.costs import REARM_WINDOW, RX_BUFFER_MORE, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop
-from iosim.host.network import TapQueue, copy_packet, packet_len, tap_transmit
+from iosim.host.network import TapQueue, copy_packet, packet_len, tap_set_offload, tap_transmit
+from iosim.host.packets import payload
+from iosim.host.rx_buffers import RxBuffers, enough, get_rx_bufs, write_packet
 from iosim.host.virtio_pci import INTX, guest_notifiers, interrupt_mode, signal_call
 from iosim.host.work import WorkQueue, queue_work, take_work
 from iosim.model import Model
@@ -50,7 +53,6 @@ from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
 from iosim.settings import TapQueuePairs, Whole
-from iosim.virtio.net import packet_at
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -108,7 +110,9 @@ class VhostNet:
         work: What the worker has to do.
         tap: The pair's queue of the tap.
         batch: Rows and heads of the packets copied from the transmit ring that are not yet sent.
+        buffers: Those of the packet that is being received.
         done: Packets written to the guest's buffers that are not yet in the used ring.
+        done_idx: The buffers that they take.
         passed: How many of the batch the tap has already.
         kicked: The transmit work was queued by a kick, not by the worker itself.
         poll: How long the worker polls (ps); 0: not at all.
@@ -116,8 +120,8 @@ class VhostNet:
     """
 
     __slots__ = (
-        "batch", "batch_head", "done", "driver", "kicked", "packet_weight", "passed", "poll", "room", "rx", "taken",
-        "tap", "tx", "work",
+        "batch", "batch_head", "buffers", "done", "done_idx", "driver", "kicked", "packet_weight", "passed", "poll",
+        "room", "rx", "taken", "tap", "tx", "work",
     )  # fmt: skip
 
     def __init__(
@@ -132,7 +136,9 @@ class VhostNet:
         self.packet_weight = settings.packet_weight
         self.batch: list[int] = []
         self.batch_head: list[int] = []
+        self.buffers = RxBuffers(settings.mrg_rxbuf)
         self.done: list[int] = []
+        self.done_idx = 0
         self.passed = 0
         self.kicked = True
         self.poll = settings.poll_us * MICROSECOND
@@ -143,7 +149,9 @@ def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, No
     """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
     while True:
         row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
+        if a.socket.received:
+            yield from cleanup_rbuf(driver, a.socket)
+        elif a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
             yield from dev_queue_xmit(driver, a.socket, row)
 
@@ -261,16 +269,22 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
             if packets == 0 and item == KICK_RX:
                 m.counters.n[count.KICKS_SPURIOUS] += 1
         else:
-            head = raise_for(pop(v.rx))
-            if head >= 0:
+            buffers = get_rx_bufs(v.buffers, v.rx, packet_len(net, row))
+            if buffers > 0:
                 take_first(v.tap.frames)
                 mark(m.table, row, v.room.milestones.rx_seen, m.clock.now)
                 yield spend(VHOST_PACKET)
+                if payload(row) > 0:
+                    m.counters.n[count.STREAM_BUFFERS] += buffers
+                i = 1
+                while i < buffers:
+                    yield spend(RX_BUFFER_MORE)
+                    i += 1
                 yield from copy_packet(net, row)
-                m.memory.u64[packet_at(v.rx) >> 3] = row
-                fill(v.rx, head, packet_len(net, row), len(v.done))
+                write_packet(v.buffers, v.rx, row, v.done_idx)
                 v.done.append(row)
-                if len(v.done) > VHOST_NET_BATCH:
+                v.done_idx += buffers
+                if v.done_idx > VHOST_NET_BATCH:
                     yield from rx_signal(v)
                 packets += 1
                 size += packet_len(net, row)
@@ -281,8 +295,8 @@ def handle_rx(v: VhostNet, item: int) -> Generator[Effect, None, None]:
                 more = False
                 yield from queue_work(v.work, TAP)
             else:
-                # No buffers: the tap is left alone until the guest kicks this queue.
-                more = yield from enable_notify(v.rx)
+                # Too few buffers: the tap is left alone until the guest kicks this queue.
+                more = yield from wait_for_buffers(v, packet_len(net, row))
     yield from rx_signal(v)
 
 
@@ -291,7 +305,8 @@ def rx_signal(v: VhostNet) -> Generator[Effect, None, None]:
     m = v.room.machine
     done = len(v.done)
     if done > 0:
-        flush(v.rx, done)
+        flush(v.rx, v.done_idx)
+        v.done_idx = 0
         i = 0
         while i < done:
             mark(m.table, v.done[i], v.room.milestones.rx_used, m.clock.now)
@@ -382,6 +397,16 @@ def enable_notify(queue: DeviceQueue) -> Generator[Effect, None, bool]:
     return more
 
 
+def wait_for_buffers(v: VhostNet, size: int) -> Generator[Effect, None, bool]:
+    """Arm the event index behind the buffers there are, then look once more whether they are enough for a packet."""
+    arm_avail_event(v.rx, v.buffers.end)
+    yield spend(REARM_WINDOW)
+    more = enough(v.buffers, v.rx, size)
+    if more:
+        set_notification(v.rx, False)
+    return more
+
+
 def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, None, bool]:
     """Signal the call eventfd if the guest wants an interrupt, return whether.
 
@@ -399,7 +424,19 @@ def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, No
 def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
     pairs = settings.queues
-    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, not settings.mrg_rxbuf)
+    offloads = virtio_offloads(
+        csum=settings.csum,
+        host_tso4=settings.host_tso4,
+        vnet_hdr=settings.vnet_hdr,
+        ethtool_tso=settings.ethtool_tso,
+        ethtool_gso=settings.ethtool_gso,
+        guest_csum=settings.guest_csum,
+        guest_tso4=settings.guest_tso4,
+        ethtool_gro=settings.ethtool_gro,
+    )
+    big = not settings.mrg_rxbuf and offloads.guest_tso4
+    merged = settings.mrg_rxbuf and any(workload.received)
+    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big, merged)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     system = room.system
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
@@ -407,13 +444,7 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
     softnets, pcis = transports(
         room.machine, room.vcpus, loop, pairs, mode=mode, legacy=settings.disable_modern, ioeventfd=True
     )
-    offloads = virtio_offloads(
-        csum=settings.csum,
-        host_tso4=settings.host_tso4,
-        vnet_hdr=settings.vnet_hdr,
-        ethtool_tso=settings.ethtool_tso,
-        ethtool_gso=settings.ethtool_gso,
-    )
+    tap_set_offload(room.network, offloads.guest_csum, offloads.guest_tso4)
     drivers: list[VirtioNet] = []
     for i in range(pairs):
         tap = room.network.tap[i]
@@ -435,9 +466,10 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
             event_idx=settings.event_idx,
             packed=settings.packed,
             indirect=settings.indirect,
-            big=not settings.mrg_rxbuf,
+            big=big,
             frame=workload.frame,
             offloads=offloads,
+            merged=merged,
         )
         drivers.append(driver)
         room.machine.parts[instance("driver", i)] = driver

@@ -31,6 +31,7 @@ from iosim.guest.virtio_net import (
     RX,
     TX,
     VirtioNet,
+    cleanup_rbuf,
     dev_queue_xmit,
     packet_buffers,
     transports,
@@ -41,7 +42,7 @@ from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, SYS_READ
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import NEVER, MainLoop, lock_iothread, main_loop_wait, timer_due
-from iosim.host.network import copy_packet, tap_read
+from iosim.host.network import copy_packet, tap_read, tap_set_offload
 from iosim.host.virtio_net import AT_ONCE, QemuVirtioNet, handle_ioeventfd, receive, tx_drain
 from iosim.host.virtio_pci import interrupt_mode
 from iosim.host.work import queue_work, take_work
@@ -114,7 +115,9 @@ def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, No
     """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
     while True:
         row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
+        if a.socket.received:
+            yield from cleanup_rbuf(driver, a.socket)
+        elif a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
             yield from dev_queue_xmit(driver, a.socket, row)
 
@@ -208,22 +211,28 @@ def mark_seen(q: QemuVirtioNet, row: int) -> None:
 def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: int = 1) -> Machine:
     """Put the path together for one run."""
     pairs = settings.queues
-    # The hub hands no virtio_net header on: no GSO packets come, and a buffer without mergeable ones is for one frame.
-    big = not settings.mrg_rxbuf and not settings.hub
-    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big)
+    offloads = virtio_offloads(
+        csum=settings.csum,
+        host_tso4=settings.host_tso4,
+        # The hub hands no virtio_net header on.
+        vnet_hdr=settings.vnet_hdr and not settings.hub,
+        ethtool_tso=settings.ethtool_tso,
+        ethtool_gso=settings.ethtool_gso,
+        guest_csum=settings.guest_csum,
+        guest_tso4=settings.guest_tso4,
+        ethtool_gro=settings.ethtool_gro,
+    )
+    # Where no GSO packets come, a buffer without mergeable ones is for one frame.
+    big = not settings.mrg_rxbuf and offloads.guest_tso4
+    merged = settings.mrg_rxbuf and any(workload.received)
+    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big, merged)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
     loop = MainLoop(room.machine, items=ITEMS * pairs + 1)
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
     legacy, ioeventfd = settings.disable_modern, settings.ioeventfd
     softnets, pcis = transports(room.machine, room.vcpus, loop, pairs, mode=mode, legacy=legacy, ioeventfd=ioeventfd)
     drivers: list[VirtioNet] = []
-    offloads = virtio_offloads(
-        csum=settings.csum,
-        host_tso4=settings.host_tso4,
-        vnet_hdr=settings.vnet_hdr and not settings.hub,
-        ethtool_tso=settings.ethtool_tso,
-        ethtool_gso=settings.ethtool_gso,
-    )
+    tap_set_offload(room.network, offloads.guest_csum, offloads.guest_tso4)
     qemu: list[QemuVirtioNet] = []
     for i in range(pairs):
         tap = room.network.tap[i]
@@ -248,6 +257,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
             big=big,
             frame=workload.frame,
             offloads=offloads,
+            merged=merged,
         )
         device = QemuVirtioNet(
             room.machine,
@@ -262,6 +272,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
             tx_burst=settings.tx_burst,
             tx_timeout=settings.tx_timer if settings.tx == "timer" else AT_ONCE,
             hub=settings.hub,
+            mergeable=settings.mrg_rxbuf,
         )
         driver.qemu.append(device)
         drivers.append(driver)

@@ -1,4 +1,8 @@
-"""The guest's socket layer: a UDP socket, its two buffers, and the system calls of the application on it."""
+"""The guest's socket layer: a UDP socket, its two buffers, and the system calls of the application on it.
+
+A socket may be a TCP one that sends a stream, or receives one. Of the latter TCP's receiving half is here: what is
+acknowledged, and when (Linux net/ipv4/tcp_input.c).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from iosim.effects import Effect, notify, spend, wait
 from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
 from iosim.host.costs import (
+    COPY_COLD,
     COPY_HOT,
     GUEST_STACK_RX,
     GUEST_STACK_TX,
@@ -16,8 +21,10 @@ from iosim.host.costs import (
     SYS_RECVMSG,
     SYS_SENDMSG,
 )
+from iosim.host.frames import MSS
 from iosim.host.kvm import Vcpu, wake_up
 from iosim.host.machine import Machine
+from iosim.host.packets import acknowledgement, ends_call, payload, request_of
 from iosim.requests import FOREIGN, mark
 from iosim.window import SOCKET, drop
 
@@ -44,6 +51,8 @@ class Socket:
         send_buffer: Packets that may be under way at a time (they count until the driver frees them).
         number: Its flow.
         stream: A TCP socket that sends a stream: ``send_buffer`` counts send calls until they are acknowledged.
+        received: A TCP socket that receives one. The receive buffer has room for as many send calls (of ``size`` bytes)
+            as ``send_buffer``, the peer's window; the application is woken when a whole one is there (SO_RCVLOWAT).
 
     Attributes:
         queue: Received packets: rows.
@@ -51,11 +60,14 @@ class Socket:
         credits: Packets the send buffer still has room for.
         writable: The application sleeps here for room.
         tx_wake: It sleeps here while the driver's transmit queue is stopped.
+        window: Send calls that the receive buffer has room for.
+        unacked: Bytes received since the last acknowledgement (rcv_nxt - rcv_wup).
+        calls, read, acked: Send calls that have come in full, that the application has read, that are acknowledged.
     """
 
     __slots__ = (
-        "credits", "machine", "milestones", "number", "queue", "readable", "size", "stream", "tx_wake", "vcpu",
-        "writable",
+        "acked", "calls", "credits", "machine", "milestones", "number", "queue", "read", "readable", "received",
+        "size", "stream", "tx_wake", "unacked", "vcpu", "window", "writable",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +79,7 @@ class Socket:
         send_buffer: int,
         number: int = 0,
         stream: bool = False,
+        received: bool = False,
     ) -> None:
         self.machine = machine
         self.milestones = milestones
@@ -74,7 +87,14 @@ class Socket:
         self.size = size
         self.number = number
         self.stream = stream
-        self.queue = Fifo(RECEIVE_BUFFER)
+        self.received = received
+        self.window = send_buffer
+        self.unacked = 0
+        self.calls = 0
+        self.read = 0
+        self.acked = 0
+        # Of a stream: what is read, and what the peer may have sent besides before it hears of that.
+        self.queue = Fifo(2 * send_buffer if received else RECEIVE_BUFFER)
         self.readable = machine.system.channel(instance("socket readable", number))
         self.credits = send_buffer
         self.writable = machine.system.channel(instance("socket writable", number))
@@ -105,7 +125,11 @@ def recvmsg(s: Socket) -> Generator[Effect, None, int]:
     row = take_first(s.queue)
     mark(s.machine.table, row, s.milestones.dequeued, s.machine.clock.now)
     yield spend(SYS_RECVMSG)
-    yield spend(COPY_HOT, s.size)
+    if s.received:
+        yield spend(COPY_COLD, s.size)
+        s.read += 1
+    else:
+        yield spend(COPY_HOT, s.size)
     mark(s.machine.table, row, s.milestones.delivered, s.machine.clock.now)
     return row
 
@@ -123,3 +147,58 @@ def sock_wfree(s: Socket) -> Generator[Effect, None, None]:
     if not s.stream:
         s.credits += 1
         yield notify(s.writable)
+
+
+# -- receiving a stream -----------------------------------------------------------------------------------------
+
+
+def tcp_queue_rcv(s: Socket, packet: int) -> bool:
+    """Data of a stream has come, in order, as always here; return whether it is acknowledged at once.
+
+    It is where more than one full segment is unacknowledged (__tcp_ack_snd_check): for every GSO packet of two segments
+    or more, and for every second segment that comes by itself.
+    """
+    s.unacked += payload(packet)
+    if ends_call(packet):
+        s.calls += 1
+    return s.unacked > MSS
+
+
+def tcp_data_ready(s: Socket, packet: int, vcpu: Vcpu) -> Generator[Effect, None, None]:
+    """Wake the application if a send call is there in full (softirq on ``vcpu``)."""
+    if ends_call(packet):
+        row = packet
+        if packet < FOREIGN:
+            row = request_of(packet)
+        put(s.queue, row)
+        mark(s.machine.table, row, s.milestones.received, s.machine.clock.now)
+        yield notify(s.readable)
+        yield from wake_up(vcpu, s.vcpu)
+
+
+def tcp_select_window(s: Socket) -> int:
+    """Return how many send calls may be acknowledged in all: what has come, as far as the receive buffer has room."""
+    calls = s.calls
+    if calls > s.read + s.window:
+        calls = s.read + s.window
+    return calls
+
+
+def tcp_cleanup_rbuf(s: Socket) -> bool:
+    """The application has read; return whether that is acknowledged.
+
+    It is where all is read and something is unacknowledged, the end of a send call that came by itself; and where the
+    window was shut for want of room.
+    """
+    shut = s.calls >= s.read + s.window
+    return (s.unacked > 0 and s.queue.count == 0) or (shut and tcp_select_window(s) > s.acked)
+
+
+def tcp_ack(s: Socket) -> int:
+    """Return the number of the acknowledgement that is due."""
+    calls = tcp_select_window(s) - s.acked
+    if calls > 2:
+        calls = 2
+    s.acked += calls
+    s.unacked = 0
+    return acknowledgement(s.number, calls)

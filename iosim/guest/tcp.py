@@ -27,17 +27,32 @@ class Offloads:
         tso: It takes GSO packets; that needs checksums.
         gso: Where it does not, packets are segmented on their way to the driver (skb_gso_segment); else TCP makes
             segments to begin with.
+        guest_csum: Checksums of received packets are verified, or need not be (VIRTIO_NET_F_GUEST_CSUM).
+        guest_tso4: GSO packets may come (VIRTIO_NET_F_GUEST_TSO4); that needs checksums.
+        gro: The guest merges segments that come singly.
 
     Attributes:
         gso_size: Payload bytes of the largest packet that the driver is given.
     """
 
-    __slots__ = ("csum", "gso", "gso_size", "tso")
+    __slots__ = ("csum", "gro", "gso", "gso_size", "guest_csum", "guest_tso4", "tso")
 
-    def __init__(self, *, csum: bool, tso: bool, gso: bool) -> None:
+    def __init__(
+        self,
+        *,
+        csum: bool,
+        tso: bool,
+        gso: bool,
+        guest_csum: bool = True,
+        guest_tso4: bool = False,
+        gro: bool = False,
+    ) -> None:
         self.csum = csum
         self.tso = csum and tso
         self.gso = gso and not self.tso
+        self.guest_csum = guest_csum
+        self.guest_tso4 = guest_csum and guest_tso4
+        self.gro = gro
         self.gso_size = GSO_MAX_SEGS * MSS if self.tso else MSS
 
 

@@ -18,7 +18,15 @@ from iosim.effects import SOFTIRQ, TASK, Effect, busy_poll, level, notify, spend
 from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.fifo import Fifo, put, take_first
-from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.guest.socket import (
+    Socket,
+    deliver,
+    sock_wfree,
+    tcp_ack,
+    tcp_cleanup_rbuf,
+    tcp_data_ready,
+    tcp_queue_rcv,
+)
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.guest.tcp import SKB_FRAG, Offloads, tcp_write_xmit
 from iosim.host import counters as count
@@ -26,19 +34,25 @@ from iosim.host.costs import (
     DRIVER_FREE,
     DRIVER_IRQ,
     DRIVER_RECEIVE,
+    DRIVER_RECEIVE_FRAG,
     DRIVER_REFILL,
     DRIVER_XMIT,
+    GRO_RECEIVE,
     GUEST_CHECKSUM,
+    GUEST_STACK_RX,
+    GUEST_STACK_TX,
     REARM_WINDOW,
     SOFTIRQ_ENTRY,
 )
 from iosim.host.flows import flow_of
 from iosim.host.frames import TCP_HEADERS
+from iosim.host.gro import GRO_MAX_SIZE, Gro, gro_flush, gro_receive
 from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_edge, eoi_level, irq_enter, irq_return, kick, wake_up
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop
-from iosim.host.packets import payload
+from iosim.host.packets import calls_acknowledged, flow_number, of_stream, payload
+from iosim.host.rx_buffers import NUM_BUFFERS
 from iosim.host.virtio_net import QemuVirtioNet, virtio_queue_notify
 from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, interrupted, read_isr, write_to_qemu
 from iosim.host.work import WorkQueue, show_poller
@@ -78,6 +92,13 @@ BIG_CHAIN: Final = MAX_SKB_FRAGS + 2
 """Buffers of a receive chain that takes any GSO packet: header, the rest of its page, 17 pages (add_recvbuf_big)."""
 BIG_HEADER: Final = 32
 """Bytes of the first page before the packet (sizeof(struct padded_vnet_hdr), Linux 6.1)."""
+GOOD_PACKET_LEN: Final = 1518
+"""Bytes of a full frame with a VLAN's tag."""
+EWMA_WEIGHT_SHIFT: Final = 6
+"""A new packet's weight in the average of their lengths is 1/64 (Linux DECLARE_EWMA(pkt_len, 0, 64))."""
+L1_CACHE_BYTES: Final = 64
+QDISC_LIMIT: Final = 1000
+"""Packets that the queueing discipline of the guest's NIC holds (txqueuelen)."""
 TX_BUFFER: Final = 2048
 """Bytes kept for a packet to send, header included; of a TCP packet, for its headers."""
 
@@ -89,9 +110,11 @@ SPIN: Final = 1_000_000_000
 """ps of spinning for it that the engine is asked for at a time. It changes nothing but the number of events."""
 
 
-def packet_buffers(rx_size: int, tx_size: int, indirect: bool, big: bool) -> int:
+def packet_buffers(rx_size: int, tx_size: int, indirect: bool, big: bool, merged: bool = False) -> int:
     """How many packet buffers' worth of guest memory the driver of a queue pair needs, its indirect tables included."""
     buffers = rx_size + tx_size
+    if merged:
+        buffers += rx_size * PAGE_SIZE // TX_BUFFER
     if big:
         buffers += (BIG_CHAIN - 1) * PAGE_SIZE // TX_BUFFER * rx_chains(rx_size, indirect, big)
     if indirect:
@@ -117,7 +140,15 @@ class NetMilestones(Protocol):
 
 
 def virtio_offloads(
-    *, csum: bool, host_tso4: bool, vnet_hdr: bool, ethtool_tso: bool, ethtool_gso: bool
+    *,
+    csum: bool,
+    host_tso4: bool,
+    vnet_hdr: bool,
+    ethtool_tso: bool,
+    ethtool_gso: bool,
+    guest_csum: bool,
+    guest_tso4: bool,
+    ethtool_gro: bool,
 ) -> Offloads:
     """Return what the guest's driver may leave to the device (virtnet_probe, netdev_fix_features).
 
@@ -125,8 +156,17 @@ def virtio_offloads(
         csum, host_tso4: VIRTIO_NET_F_CSUM and VIRTIO_NET_F_HOST_TSO4 are on at the device.
         vnet_hdr: The back end has the virtio-net header. Without it QEMU offers neither (virtio_net_get_features).
         ethtool_tso, ethtool_gso: ``ethtool -K tso`` and ``gso`` in the guest.
+        guest_csum, guest_tso4: VIRTIO_NET_F_GUEST_CSUM and VIRTIO_NET_F_GUEST_TSO4, which need the header too.
+        ethtool_gro: ``ethtool -K gro`` in the guest.
     """
-    return Offloads(csum=csum and vnet_hdr, tso=host_tso4 and ethtool_tso, gso=ethtool_gso)
+    return Offloads(
+        csum=csum and vnet_hdr,
+        tso=host_tso4 and ethtool_tso,
+        gso=ethtool_gso,
+        guest_csum=guest_csum and vnet_hdr,
+        guest_tso4=guest_tso4,
+        gro=ethtool_gro,
+    )
 
 
 class SoftNet:
@@ -190,8 +230,12 @@ class VirtioNet:
         event_idx, packed, indirect: Whether VIRTIO_F_EVENT_IDX, RING_PACKED and INDIRECT_DESC were negotiated.
         frame: Bytes of a frame.
         offloads: What is left to the device.
+        merged: Streams are received in mergeable buffers, which grow with the packets.
 
     Attributes:
+        gro: What the receive queue's NAPI holds back.
+        qdisc: Acknowledgements that found the transmit queue stopped.
+        mrg_avg_pkt_len: The average length of packets received, by which buffers are made.
         rx_need: Descriptors that one packet's receive buffers take.
         data: Where all streams' data lie; nobody looks at them.
         rx, tx: The driver's side of the queues; ``rx_device`` and ``tx_device`` the other.
@@ -211,10 +255,10 @@ class VirtioNet:
     """
 
     __slots__ = (
-        "backend", "big", "data", "frame", "handler_done", "machine", "milestones", "napi", "offloads",
-        "pci", "qemu", "rx", "rx_device", "rx_free", "rx_item", "rx_need", "scheduled", "senders", "sockets", "softnet",
-        "stopped", "turn", "tx", "tx_device", "tx_free", "tx_item", "tx_lock", "tx_spinning", "tx_unlocked", "vcpu",
-        "vector", "xps",
+        "backend", "big", "data", "frame", "gro", "handler_done", "machine", "merged", "milestones", "mrg_avg_pkt_len",
+        "napi", "offloads", "pci", "qdisc", "qemu", "rx", "rx_device", "rx_free", "rx_item", "rx_need", "scheduled",
+        "senders", "sockets", "softnet", "stopped", "turn", "tx", "tx_device", "tx_free", "tx_item", "tx_lock",
+        "tx_spinning", "tx_unlocked", "vcpu", "vector", "xps",
     )  # fmt: skip
 
     def __init__(
@@ -238,7 +282,15 @@ class VirtioNet:
         big: bool,
         frame: int,
         offloads: Offloads,
+        merged: bool = False,
     ) -> None:
+        # Half a poll's weight of descriptors may stay free (virtnet_receive): less than that is not refilled.
+        if merged and offloads.guest_tso4 and (rx_size - NAPI_POLL_WEIGHT // 2) * RX_BUFFER < GRO_MAX_SIZE:
+            raise IosimError(
+                f"a GSO packet takes up to {-(-GRO_MAX_SIZE // RX_BUFFER)} receive buffers, and the driver does not "
+                f"keep as many in a queue of {rx_size}; the smallest in which it does is 128",
+                "device.rx_queue_size",
+            )
         if big and rx_size < BIG_CHAIN:
             raise IosimError(
                 f"without mrg_rxbuf a receive buffer is a chain of {BIG_CHAIN} descriptors, which does not fit a queue "
@@ -281,9 +333,13 @@ class VirtioNet:
             machine.memory, tx_size, event_idx, packed=packed, indirect=indirect
         )
         self.big = big
+        self.merged = merged
+        self.mrg_avg_pkt_len = 0
+        self.gro = Gro(len(sockets))
+        self.qdisc = Fifo(QDISC_LIMIT)
         # Descriptors that a packet's buffers take in the ring.
         self.rx_need = BIG_CHAIN if big and not indirect else 1
-        size, align = ((BIG_CHAIN - 1) * PAGE_SIZE, PAGE_SIZE) if big else (RX_BUFFER, 64)
+        size, align = ((BIG_CHAIN - 1) * PAGE_SIZE, PAGE_SIZE) if big else (PAGE_SIZE if merged else RX_BUFFER, 64)
         self.rx_free = [
             allocate(machine.memory, size, align) for _ in range(rx_chains(rx_size, indirect, big))
         ]
@@ -443,6 +499,9 @@ def wake_tx_queue(d: VirtioNet) -> Generator[Effect, None, None]:
     """Open a stopped queue when there is room for the longest packet; its senders come first in turn."""
     if d.stopped and d.tx.num_free >= 2 + MAX_SKB_FRAGS:
         d.stopped = False
+        while d.qdisc.count > 0 and not d.stopped:
+            ack = take_first(d.qdisc)
+            yield from start_xmit(d, d.sockets[flow_number(ack)], ack, False)
         i = 0
         while i < len(d.senders):
             yield notify(d.senders[d.turn].tx_wake)
@@ -575,6 +634,8 @@ def virtnet_poll(d: VirtioNet) -> Generator[Effect, None, int]:
         yield from napi_complete(d, d.rx, RX)
     else:
         # Budget spent: there may be more, so interrupts stay off and the poll gets in line again.
+        gro_flush(d.gro)
+        yield from netif_receive(d)
         put(d.softnet.poll_list, d.napi + RX)
     return received
 
@@ -592,6 +653,9 @@ def virtnet_poll_tx(d: VirtioNet) -> Generator[Effect, None, None]:
 def napi_complete(d: VirtioNet, queue: DriverQueue, napi: int) -> Generator[Effect, None, None]:
     """Re-arm the interrupt, then look once more: what came in the window is polled again without an interrupt."""
     last_used_idx = enable_cb_prepare(queue)
+    if napi == RX and len(d.gro.held) > 0:
+        gro_flush(d.gro)
+        yield from netif_receive(d)
     d.scheduled[napi] = False
     yield spend(REARM_WINDOW)
     if poll(queue, last_used_idx):
@@ -610,7 +674,105 @@ def receive_buf(d: VirtioNet, buffer: int) -> Generator[Effect, None, None]:
     mark(m.table, row, d.milestones.taken, m.clock.now)
     d.rx_free.append(buffer)
     yield spend(DRIVER_RECEIVE)
-    yield from deliver(d.sockets[flow_of(m.flows, row)], row, d.vcpu)
+    if payload(row) > 0:
+        yield from receive_frags(d, buffer, payload(row) + TCP_HEADERS)
+        yield from napi_gro_receive(d, row)
+    else:
+        if not d.offloads.guest_csum:
+            yield spend(GUEST_CHECKSUM, length(d, row))
+        yield from deliver(d.sockets[flow_of(m.flows, row)], row, d.vcpu)
+
+
+def length(d: VirtioNet, packet: int) -> int:
+    """Return the bytes of a packet that is one frame."""
+    size = d.frame
+    if of_stream(packet):
+        size = payload(packet) + TCP_HEADERS
+    return size
+
+
+def receive_frags(d: VirtioNet, buffer: int, size: int) -> Generator[Effect, None, None]:
+    """The rest of a packet: the further buffers (receive_mergeable), or pages of its chain (receive_big)."""
+    if d.merged:
+        buffers = d.machine.memory.u16[(buffer + NUM_BUFFERS) >> 1]
+        while buffers > 1:
+            d.rx_free.append(get_used(d.rx))
+            yield spend(DRIVER_RECEIVE_FRAG)
+            buffers -= 1
+        average = size
+        if d.mrg_avg_pkt_len > 0:
+            average = ((d.mrg_avg_pkt_len << EWMA_WEIGHT_SHIFT) - d.mrg_avg_pkt_len + size) >> EWMA_WEIGHT_SHIFT
+        d.mrg_avg_pkt_len = average
+    elif d.big:
+        pages = (BIG_HEADER + size - 1) // PAGE_SIZE
+        while pages > 0:
+            yield spend(DRIVER_RECEIVE_FRAG)
+            pages -= 1
+
+
+def get_mergeable_buf_len(d: VirtioNet) -> int:
+    """Return the length of a new receive buffer: the average packet's, from a frame's up to a page."""
+    size = d.mrg_avg_pkt_len
+    if size < GOOD_PACKET_LEN:
+        size = GOOD_PACKET_LEN
+    if size > PAGE_SIZE - NET_HDR_LEN:
+        size = PAGE_SIZE - NET_HDR_LEN
+    return (NET_HDR_LEN + size + L1_CACHE_BYTES - 1) // L1_CACHE_BYTES * L1_CACHE_BYTES
+
+
+def napi_gro_receive(d: VirtioNet, packet: int) -> Generator[Effect, None, None]:
+    """A packet of a stream: merged with those before it, or up the stack as it is.
+
+    Where the device has not verified the checksum, GRO does, or else TCP.
+    """
+    if not d.offloads.guest_csum:
+        yield spend(GUEST_CHECKSUM, payload(packet) + TCP_HEADERS)
+    if d.offloads.gro:
+        yield spend(GRO_RECEIVE)
+        gro_receive(d.gro, packet, flow_of(d.machine.flows, packet))
+        yield from netif_receive(d)
+    else:
+        yield from tcp_v4_rcv(d, packet)
+
+
+def netif_receive(d: VirtioNet) -> Generator[Effect, None, None]:
+    """Carry up what GRO has let go."""
+    while d.gro.done.count > 0:
+        yield from tcp_v4_rcv(d, take_first(d.gro.done))
+
+
+def tcp_v4_rcv(d: VirtioNet, packet: int) -> Generator[Effect, None, None]:
+    """Carry data of a stream up the stack: acknowledge them if it is time to, wake the application."""
+    d.machine.counters.n[count.STREAM_SKBS] += 1
+    s = d.sockets[flow_of(d.machine.flows, packet)]
+    yield spend(GUEST_STACK_RX)
+    if tcp_queue_rcv(s, packet):
+        yield from tcp_send_ack(d, s, BY_NAPI)
+    yield from tcp_data_ready(s, packet, d.vcpu)
+
+
+def tcp_send_ack(d: VirtioNet, s: Socket, owner: int) -> Generator[Effect, None, None]:
+    """Send an acknowledgement, bottom halves off; where the queue is stopped, it waits above the driver."""
+    yield spend(GUEST_STACK_TX)
+    if not d.offloads.csum:
+        yield spend(GUEST_CHECKSUM, TCP_HEADERS)
+    ack = tcp_ack(s)
+    d.machine.counters.n[count.STREAM_ACKS] += 1
+    yield from tx_lock(d, owner)
+    if not d.stopped:
+        yield from start_xmit(d, s, ack, False)
+    elif not put(d.qdisc, ack):
+        # Dropped: a later one says what it said.
+        s.acked -= calls_acknowledged(ack)
+    yield from tx_unlock(d)
+
+
+def cleanup_rbuf(d: VirtioNet, s: Socket) -> Generator[Effect, None, None]:
+    """The application has read a send call of a stream: acknowledge it, if nobody has."""
+    if tcp_cleanup_rbuf(s):
+        yield level(SOFTIRQ)
+        yield from tcp_send_ack(d, s, BY_SENDER)
+        yield level(TASK)
 
 
 def packet_in(d: VirtioNet, buffer: int) -> int:
@@ -634,7 +796,7 @@ def post(d: VirtioNet) -> None:
             d.rx.seg_len[i] = PAGE_SIZE
         raise_for(add(d.rx, 0, BIG_CHAIN, buffer))
     else:
-        d.rx.seg_len[0] = RX_BUFFER
+        d.rx.seg_len[0] = get_mergeable_buf_len(d)
         raise_for(add(d.rx, 0, 1, buffer))
 
 

@@ -79,6 +79,9 @@ NIC_TX: Final = _cost("nic_tx", "physical NIC's driver: one frame to the hardwar
 NIC_RX_DELAY: Final = _cost("nic_rx_delay", "host NIC: DMA and interrupt delay of a received frame")
 HOST_IRQ: Final = _cost("host_irq", "host NIC's interrupt handler and softirq entry")
 HOST_RECEIVE: Final = _cost("host_receive", "physical NIC's driver, NAPI: one frame to the stack")
+GRO_RECEIVE: Final = _cost("gro_receive", "dev_gro_receive, host or guest: one segment of a stream, held or merged")
+HOST_CHECKSUM: Final = _cost("host_checksum", "host: checksums of segments for a tap without TUN_F_CSUM")
+RX_BUFFER_MORE: Final = _cost("rx_buffer_more", "vhost or QEMU: one more receive buffer for the same packet")
 GSO_SEGMENT: Final = _cost("gso_segment", "skb_segment, host or guest: one frame of a GSO packet, with its headers")
 WIRE: Final = _cost("wire", "serialization of a frame on the wire")
 
@@ -89,6 +92,7 @@ SOFTIRQ_ENTRY: Final = _cost("softirq_entry", "guest: enter net_rx_action, call 
 DRIVER_XMIT: Final = _cost("driver_xmit", "guest driver: map one packet, fill its descriptors")
 DRIVER_FREE: Final = _cost("driver_free", "guest driver: free one sent packet")
 DRIVER_RECEIVE: Final = _cost("driver_receive", "guest driver: take one received packet, build its skb")
+DRIVER_RECEIVE_FRAG: Final = _cost("driver_receive_frag", "guest driver: one more buffer or page of the same packet")
 DRIVER_REFILL: Final = _cost("driver_refill", "guest driver: allocate and post one receive buffer")
 GUEST_STACK_TX: Final = _cost("guest_stack_tx", "guest: UDP, IP and qdisc for one sent packet")
 GUEST_STACK_RX: Final = _cost("guest_stack_rx", "guest: IP and UDP for one received packet, into the socket")

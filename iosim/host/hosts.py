@@ -117,6 +117,7 @@ PROPERTY_PARSERS: Final = {
     "pmd_poll": "time",
     "nic_tso": "bool",
     "nic_gso": "bool",
+    "nic_gro": "bool",
     "qdisc": "choice",
     "tap_queue": "count",
 }
@@ -137,6 +138,7 @@ PROPERTY_MEANINGS: Final = {
     "pmd_poll": "one iteration of a poll-mode driver's loop in which it finds nothing",
     "nic_tso": "ethtool -K tso: the host's NIC segments GSO packets; off: the host's kernel does, behind the qdisc",
     "nic_gso": "ethtool -K gso of the host's NIC: for the host's own sockets; of a guest's packets it is not asked",
+    "nic_gro": "ethtool -K gro of the host's NIC: its driver merges the segments of a stream that came together",
     "qdisc": "queueing discipline of the host's NIC: fifo, or fq (a queue for each flow, in turn)",
     "tap_queue": "packets the tap's queue holds before it drops",
 }

@@ -13,7 +13,9 @@ from iosim.host.costs import (
     BRIDGE,
     COPY_COLD,
     COPY_HOT,
+    GRO_RECEIVE,
     GSO_SEGMENT,
+    HOST_CHECKSUM,
     HOST_IRQ,
     HOST_RECEIVE,
     NIC_RX_DELAY,
@@ -25,6 +27,7 @@ from iosim.host.costs import (
 from iosim.host.dql import Dql, dql_avail, dql_completed, dql_queued
 from iosim.host.flows import flow_hash, flow_of, reciprocal_scale, rss_queue
 from iosim.host.frames import MSS, TCP_HEADERS
+from iosim.host.gro import NAPI_POLL_WEIGHT, Gro, gro_flush, gro_receive
 from iosim.host.machine import Machine
 from iosim.host.packets import (
     GSO_MAX_SEGS,
@@ -97,9 +100,12 @@ class Network:
         qdisc: The queueing discipline of the host's NIC. None: all packets are single frames and there is one queue,
             so that it makes no difference to the NIC's own.
         nic_tso: The NIC segments GSO packets.
+        nic_gro: Its driver merges the segments of a stream that came together.
 
     Attributes:
         gso_skb: Packets that have left the queueing discipline, segmented if need be, and wait for the NIC.
+        gro: What its NAPI holds back.
+        tap_csum, tap_tso4: The reader of the tap takes packets without a checksum, and GSO packets (TUNSETOFFLOAD).
         running: Some thread moves packets from the queueing discipline to the NIC.
         dql: How much the NIC may have; ``sent`` is what it has sent, bytes, ever.
         tx_done: The channel by which the NIC tells that it has sent something, unless ``tx_irq_pending`` already.
@@ -110,10 +116,10 @@ class Network:
     """
 
     __slots__ = (
-        "client", "dql", "frame", "from_client", "from_client_at", "gso_skb", "irq", "irq_pending", "machine",
-        "milestones", "nic", "nic_tso", "nic_tx", "propagation", "qdisc", "queued", "running", "rx_ring", "sent",
-        "softirq", "steering", "tap", "to_client", "to_client_at", "tx_done", "tx_irq_pending", "wire_bytes",
-        "wire_in",
+        "client", "dql", "frame", "from_client", "from_client_at", "gro", "gso_skb", "irq", "irq_pending", "machine",
+        "milestones", "nic", "nic_gro", "nic_tso", "nic_tx", "propagation", "qdisc", "queued", "running", "rx_ring",
+        "sent", "softirq", "steering", "tap", "tap_csum", "tap_tso4", "to_client", "to_client_at", "tx_done",
+        "tx_irq_pending", "wire_bytes", "wire_in",
     )  # fmt: skip
 
     def __init__(
@@ -130,6 +136,7 @@ class Network:
         flows: int = 0,
         qdisc: Qdisc | None = None,
         nic_tso: bool = True,
+        nic_gro: bool = True,
     ) -> None:
         system: System = machine.system
         self.machine = machine
@@ -144,6 +151,10 @@ class Network:
         self.queued = qdisc is not None
         self.qdisc = qdisc or Qdisc(False, 1)
         self.nic_tso = nic_tso
+        self.nic_gro = nic_gro
+        self.gro = Gro(flows or machine.flows.count)
+        self.tap_csum = False
+        self.tap_tso4 = False
         self.gso_skb = Fifo(GSO_MAX_SEGS)
         self.running = False
         self.dql = Dql()
@@ -353,22 +364,99 @@ def host_softirq(net: Network) -> Generator[Effect, None, None]:
     while True:
         yield wait(net.irq)
         yield spend(HOST_IRQ)
-        while net.rx_ring.count > 0:
+        polled = 0
+        more = net.rx_ring.count > 0
+        while more:
             row = take_first(net.rx_ring)
             mark(m.table, row, net.milestones.nic_taken, m.clock.now)
             yield spend(HOST_RECEIVE)
-            yield spend(BRIDGE)
-            yield spend(TAP_QUEUE)
-            tap = net.tap[net.steering[flow_of(m.flows, row)]]
-            if put(tap.frames, row):
-                mark(m.table, row, net.milestones.tap_queued, m.clock.now)
-                if tap.polled:
-                    yield from queue_work(tap.reader, tap.reader_item)
-                else:
-                    yield from show_poller(tap.reader)
+            if payload(row) > 0:
+                m.counters.n[count.STREAM_FRAMES] += 1
+                yield from napi_gro_receive(net, row)
             else:
-                yield from drop(m.window, row, TAP_FULL)
+                yield from br_forward(net, row)
+            polled += 1
+            more = net.rx_ring.count > 0
+            if polled == NAPI_POLL_WEIGHT or not more:
+                polled = 0
+                if len(net.gro.held) > 0:
+                    yield from napi_gro_flush(net)
         net.irq_pending = False
+        if net.rx_ring.count > 0:
+            # Frames that came while GRO's packets went up the stack: NAPI is complete, so the NIC tells of them anew.
+            net.irq_pending = True
+            yield notify_after(net.irq, NIC_RX_DELAY)
+
+
+def napi_gro_receive(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """A segment of a stream from the NIC: merged with those before it, or up the stack as it is."""
+    if net.nic_gro:
+        yield spend(GRO_RECEIVE)
+        gro_receive(net.gro, packet, flow_of(net.machine.flows, packet))
+        yield from netif_receive(net)
+    else:
+        yield from br_forward(net, packet)
+
+
+def napi_gro_flush(net: Network) -> Generator[Effect, None, None]:
+    """The end of a poll: what was held goes up the stack."""
+    gro_flush(net.gro)
+    yield from netif_receive(net)
+
+
+def netif_receive(net: Network) -> Generator[Effect, None, None]:
+    """Forward what GRO has let go."""
+    while net.gro.done.count > 0:
+        yield from br_forward(net, take_first(net.gro.done))
+
+
+def br_forward(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """The bridge has a packet for the tap, which may not take GSO packets: then it is segmented here.
+
+    That is validate_xmit_skb, for a device with the features that QEMU has set by TUNSETOFFLOAD: without TUN_F_TSO4
+    segments, without TUN_F_CSUM their checksums are computed, since GRO leaves none in the packet it makes.
+    """
+    yield spend(BRIDGE)
+    size = payload(packet)
+    if size > MSS and not net.tap_tso4:
+        left = size
+        while left > 0:
+            size = MSS
+            if left < MSS:
+                size = left
+            left -= size
+            yield spend(GSO_SEGMENT)
+            if not net.tap_csum:
+                yield spend(HOST_CHECKSUM, size + TCP_HEADERS)
+            segment = sized(packet, size)
+            if left > 0:
+                segment = sized(stream_packet(flow_of(net.machine.flows, packet)), size)
+            yield from tun_net_xmit(net, segment)
+    else:
+        yield from tun_net_xmit(net, packet)
+
+
+def tun_net_xmit(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """Put a packet into its flow's queue of the tap, and tell the reader."""
+    m = net.machine
+    yield spend(TAP_QUEUE)
+    if payload(packet) > 0:
+        m.counters.n[count.STREAM_TAP_PACKETS] += 1
+    tap = net.tap[net.steering[flow_of(m.flows, packet)]]
+    if put(tap.frames, packet):
+        mark(m.table, packet, net.milestones.tap_queued, m.clock.now)
+        if tap.polled:
+            yield from queue_work(tap.reader, tap.reader_item)
+        else:
+            yield from show_poller(tap.reader)
+    else:
+        yield from drop(m.window, packet, TAP_FULL)
+
+
+def tap_set_offload(net: Network, csum: bool, tso4: bool) -> None:
+    """What the tap takes, for all its queues: QEMU sets it when the guest has chosen its features (TUNSETOFFLOAD)."""
+    net.tap_csum = csum
+    net.tap_tso4 = tso4
 
 
 def tap_read(tap: TapQueue) -> int:

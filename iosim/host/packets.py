@@ -23,6 +23,8 @@ FLOW_MASK: Final = 127
 SIZE_MASK: Final = (1 << SIZE_BITS) - 1
 LAST: Final = 1 << 59
 """The packet ends a send call of the stream; of an acknowledgement: it opens the window by a send call."""
+TWICE: Final = 1 << 61
+"""Of an acknowledgement with ``LAST``: it opens the window by two."""
 
 
 def stream_packet(flow: int) -> int:
@@ -83,3 +85,28 @@ def ends_call(packet: int) -> bool:
     if packet >= FOREIGN:
         return packet & LAST > 0
     return payload(packet) > 0
+
+
+def acknowledgement(flow: int, calls: int) -> int:
+    """Return the number of an acknowledgement in a flow's stream, for the ends of so many send calls (0 to 2).
+
+    Example:
+        >>> [calls_acknowledged(acknowledgement(3, calls)) for calls in (0, 1, 2)]
+        [0, 1, 2]
+    """
+    packet = stream_packet(flow)
+    if calls > 0:
+        packet |= LAST
+    if calls > 1:
+        packet |= TWICE
+    return packet
+
+
+def calls_acknowledged(packet: int) -> int:
+    """Return by how many send calls an acknowledgement opens the window."""
+    calls = 0
+    if packet & LAST:
+        calls = 1
+    if packet & TWICE:
+        calls = 2
+    return calls

@@ -11,16 +11,17 @@ from typing import Final, Protocol
 
 from iosim.effects import Effect, spend
 from iosim.host import counters as count
-from iosim.host.costs import QEMU_NET_QUEUE, QEMU_VIRTIO_PACKET, REARM_WINDOW, SYS_READ, SYS_WRITE
+from iosim.host.costs import QEMU_NET_QUEUE, QEMU_VIRTIO_PACKET, REARM_WINDOW, RX_BUFFER_MORE, SYS_READ, SYS_WRITE
 from iosim.host.machine import Machine
 from iosim.host.main_loop import NEVER, MainLoop, notify_event
 from iosim.host.network import Network, TapQueue, copy_packet, copy_packet_hot, packet_len, tap_transmit
+from iosim.host.packets import payload
+from iosim.host.rx_buffers import RxBuffers, enough, get_rx_bufs, write_packet
 from iosim.host.virtio_pci import VirtioPci, virtio_notify_vector
 from iosim.host.work import queue_work
 from iosim.requests import mark
 from iosim.ring.errors import raise_for
-from iosim.ring.queue import DeviceQueue, empty, pop, push, set_notification, should_notify
-from iosim.virtio.net import packet_at
+from iosim.ring.queue import DeviceQueue, flush, pop, push, set_notification, should_notify
 
 RX: Final = 0
 TX: Final = 1
@@ -51,6 +52,7 @@ class QemuVirtioNet:
         tx_burst: Packets that it sends at a time.
         tx_timeout: What sending waits for: a time (ps), or ``AT_ONCE``.
         hub: Joined to the tap through QEMU's hub.
+        mergeable: VIRTIO_NET_F_MRG_RXBUF was negotiated.
 
     Attributes:
         bh: The bottom half that drains the transmit queue is scheduled.
@@ -58,11 +60,12 @@ class QemuVirtioNet:
         tx_waiting: One of both is; notification is off meanwhile.
         spurious: A kick is why.
         held: A packet that found no buffer (-1: none); the tap is not polled meanwhile.
+        buffers: Those of the packet that is being received.
     """
 
     __slots__ = (
-        "bh", "held", "hub", "loop", "machine", "milestones", "network", "notify_item", "pci", "rx", "spurious", "tap",
-        "tx", "tx_burst", "tx_timeout", "tx_timer", "tx_waiting",
+        "bh", "buffers", "held", "hub", "loop", "machine", "milestones", "network", "notify_item", "pci", "rx",
+        "spurious", "tap", "tx", "tx_burst", "tx_timeout", "tx_timer", "tx_waiting",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +83,7 @@ class QemuVirtioNet:
         tx_burst: int,
         tx_timeout: int,
         hub: bool,
+        mergeable: bool,
     ) -> None:
         self.machine = machine
         self.milestones = milestones
@@ -98,6 +102,7 @@ class QemuVirtioNet:
         self.tx_waiting = False
         self.spurious = False
         self.held = -1
+        self.buffers = RxBuffers(mergeable)
 
 
 def virtio_queue_notify(q: QemuVirtioNet, queue: int) -> Generator[Effect, None, None]:
@@ -212,13 +217,20 @@ def flush_tx(q: QemuVirtioNet) -> Generator[Effect, None, int]:
 def receive(q: QemuVirtioNet, row: int) -> Generator[Effect, None, None]:
     """virtio_net_receive: into the next buffer; where there is none, hold the packet and poll the tap no more."""
     m = q.machine
-    some = yield from has_buffers(q)
+    size = packet_len(q.network, row)
+    some = yield from has_buffers(q, size)
     if some:
-        head = raise_for(pop(q.rx))
+        buffers = get_rx_bufs(q.buffers, q.rx, size)
         yield spend(QEMU_VIRTIO_PACKET)
+        if payload(row) > 0:
+            m.counters.n[count.STREAM_BUFFERS] += buffers
+        i = 1
+        while i < buffers:
+            yield spend(RX_BUFFER_MORE)
+            i += 1
         yield from copy_packet_hot(q.network, row)
-        m.memory.u64[packet_at(q.rx) >> 3] = row
-        push(q.rx, head, packet_len(q.network, row))
+        write_packet(q.buffers, q.rx, row, 0)
+        flush(q.rx, buffers)
         mark(m.table, row, q.milestones.rx_used, m.clock.now)
         signalled = yield from virtio_notify(q, q.rx, RX)
         if signalled:
@@ -228,13 +240,13 @@ def receive(q: QemuVirtioNet, row: int) -> Generator[Effect, None, None]:
         q.tap.polled = False
 
 
-def has_buffers(q: QemuVirtioNet) -> Generator[Effect, None, bool]:
-    """virtio_net_has_buffers: only a ring without buffers asks for a kick when the guest posts some."""
-    some = not empty(q.rx)
+def has_buffers(q: QemuVirtioNet, size: int) -> Generator[Effect, None, bool]:
+    """virtio_net_has_buffers: only a ring without enough for the packet asks for a kick when the guest posts some."""
+    some = enough(q.buffers, q.rx, size)
     if not some:
         set_notification(q.rx, True)
         yield spend(REARM_WINDOW)
-        some = not empty(q.rx)
+        some = enough(q.buffers, q.rx, size)
     if some:
         set_notification(q.rx, False)
     return some

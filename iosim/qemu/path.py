@@ -34,7 +34,7 @@ _WITHOUT_NOTE = frozenset(
     name_list("""
         mac tx rx_queue_size tx_queue_size event_idx indirect_desc x-txburst x-txtimer ioeventfd packed mq vectors
         mrg_rxbuf disable-modern disable-legacy multifunction bootindex romfile rombar romsize status speed
-        duplex acpi-index mitigation autonegotiation csum host_tso4
+        duplex acpi-index mitigation autonegotiation csum host_tso4 guest_csum guest_tso4
     """)
 )
 
@@ -53,11 +53,12 @@ def network_path(machine: Machine) -> Path:
 
     Settings are given only where the command line says something: ``device.tx_queue_size`` and
     ``device.rx_queue_size`` (descriptors), ``device.event_idx``, ``device.packed``, ``device.indirect`` (QEMU's
-    indirect_desc), ``device.mrg_rxbuf``, ``device.csum``, ``device.host_tso4`` and ``device.vnet_hdr`` (offloads),
-    ``device.vectors``, ``device.disable_modern``, ``device.ioeventfd``, ``device.tx``, ``device.tx_timer`` (QEMU's
-    x-txtimer), ``device.tx_burst`` (packets; QEMU's x-txburst), ``device.poll_us`` (the tap's poll-us),
-    ``device.mitigation`` (the e1000's interrupt mitigation), ``device.hub`` (joined by ``-net``), ``device.queues``
-    (queue pairs that the guest uses), ``guest.vcpus`` (those they belong to) and ``host.pv_eoi`` (-cpu's kvm-pv-eoi).
+    indirect_desc), ``device.mrg_rxbuf``, ``device.csum``, ``device.host_tso4``, ``device.guest_csum``,
+    ``device.guest_tso4`` and ``device.vnet_hdr`` (offloads), ``device.vectors``, ``device.disable_modern``,
+    ``device.ioeventfd``, ``device.tx``, ``device.tx_timer`` (QEMU's x-txtimer), ``device.tx_burst`` (packets; QEMU's
+    x-txburst), ``device.poll_us`` (the tap's poll-us), ``device.mitigation`` (the e1000's interrupt mitigation),
+    ``device.hub`` (joined by ``-net``), ``device.queues`` (queue pairs that the guest uses), ``guest.vcpus`` (those
+    they belong to) and ``host.pv_eoi`` (-cpu's kvm-pv-eoi).
 
     Raises:
         IosimError: iosim has no model of what the machine asks for; says which part, and what there is.
@@ -117,6 +118,8 @@ def _vfio(machine: Machine, passed: list[PciDevice], notes: list[str]) -> Path:
 
 def _vhost_user(nic: Nic, notes: list[str], vcpus: int) -> Path:
     settings = {**_queue_pairs(nic, notes, vcpus), **_rings(nic, notes)}
+    if not _is_on(nic, "mrg_rxbuf", True) and _guest_gso(nic):
+        settings["device.mrg_rxbuf"] = False
     _qemus_only(nic, "the process behind the socket serves", notes)
     _unsimulated(nic, notes)
     return Path("vhost-user", settings, ["the process behind the socket is taken to poll, as DPDK does", *notes])
@@ -131,8 +134,6 @@ def _rings(nic: Nic, notes: list[str]) -> dict[str, object]:
     for name, key in (("event_idx", "event_idx"), ("packed", "packed"), ("indirect_desc", "indirect")):
         if name in nic.properties:
             settings[f"device.{key}"] = _is_on(nic, name, True)
-    if not _is_on(nic, "mrg_rxbuf", True) and _guest_gso(nic):
-        settings["device.mrg_rxbuf"] = False
     if "disable-modern" in nic.properties:
         settings["device.disable_modern"] = _is_on(nic, "disable-modern", False)
     if settings.get("device.disable_modern") and settings.pop("device.packed", False):
@@ -241,7 +242,7 @@ def _asks_vhost(nic: Nic) -> bool:
 def _virtio(nic: Nic, notes: list[str], vcpus: int) -> Path:
     _check_backend(nic)
     notes = [*_hub_notes(nic), *notes]
-    settings = {**_queue_pairs(nic, notes, vcpus), **_rings(nic, notes), **_offloads(nic)}
+    settings = {**_queue_pairs(nic, notes, vcpus), **_rings(nic, notes), **_offloads(nic, notes)}
     if not nic.vhost:
         settings.update(_qemus(nic))
     else:
@@ -291,22 +292,29 @@ def _together(vectors: int, pairs: int) -> str:
     """Say that one vCPU takes the interrupts of all queues."""
     shared = "share one vector" if interrupt_mode(vectors, 2 * pairs) == SHARED else "interrupt by the INTx line"
     return f"with vectors={vectors} all queues {shared}; {2 * pairs + 2} would give each its own"
+def _offloads(nic: Nic, notes: list[str]) -> dict[str, object]:
+    """Return the settings for the features by which guest and device leave work to each other."""
+    settings: dict[str, object] = {}
+    for name in ("csum", "host_tso4", "guest_csum", "guest_tso4"):
+        if name in nic.properties:
+            settings[f"device.{name}"] = _is_on(nic, name, True)
+    if not _is_on(nic, "guest_csum", True) and settings.get("device.guest_tso4"):
+        notes.append("guest_tso4=on has no effect with guest_csum=off: the tap hands on no GSO packet without checksum")
+        del settings["device.guest_tso4"]
+    if not nic.vnet_hdr and not nic.through_hub:
+        settings["device.vnet_hdr"] = False
+    if not _is_on(nic, "mrg_rxbuf", True):
+        settings["device.mrg_rxbuf"] = False
+        if _guest_gso(nic) and not _is_on(nic, "guest_tso4", True):
+            notes.append("guest_tso6 or guest_ufo is on, and so Linux posts chains for GSO packets; here they are "
+                         "buffers of one frame, as without any")  # fmt: skip
+    return settings
 
 
 def _guest_gso(nic: Nic) -> bool:
     """Whether the guest may be given GSO packets: offered, and the tap hands their headers on (``virtnet_probe``)."""
     names = ("guest_tso4", "guest_tso6", "guest_ufo")
     return nic.vnet_hdr and _is_on(nic, "guest_csum", True) and any(_is_on(nic, name, True) for name in names)
-
-
-def _offloads(nic: Nic) -> dict[str, object]:
-    settings: dict[str, object] = {}
-    for name in ("csum", "host_tso4"):
-        if name in nic.properties:
-            settings[f"device.{name}"] = _is_on(nic, name, True)
-    if not nic.vnet_hdr and not nic.through_hub:
-        settings["device.vnet_hdr"] = False
-    return settings
 
 
 def _qemus(nic: Nic) -> dict[str, object]:

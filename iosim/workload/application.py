@@ -9,6 +9,7 @@ from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
 from iosim.guest.scheduler import RunQueue, cond_resched
 from iosim.guest.socket import Socket, recvmsg
+from iosim.host import counters as count
 from iosim.host.costs import GUEST_TIMER, GUEST_WAKEUP, INTERARRIVAL, THINK_TIME
 from iosim.host.flows import remember
 from iosim.host.kvm import Vcpu, arm_timer, deliver_interrupt, eoi_edge, irq_enter, irq_return
@@ -29,7 +30,7 @@ class Application:
         kind: What it does, where that is not the workload's own.
 
     Attributes:
-        kind: ``RR``, ``TX``, ``RX`` or ``STREAM``.
+        kind: ``RR``, ``TX``, ``RX``, ``STREAM`` or ``SINK``.
         arrivals: Packets of an open loop that are due: rows.
         armed: The guest has set its timer for the next one.
     """
@@ -115,12 +116,26 @@ def next_packet(a: Application) -> Generator[Effect, None, int]:
             row = yield from next_in_closed_loop(a)
     elif a.kind == STREAM:
         row = yield from next_in_stream(a)
+    elif a.socket.received:
+        row = yield from next_call(a)
     else:
         row = yield from recvmsg(a.socket)
         if a.kind == RX:
             yield from complete(a.machine.window, row, a.machine.clock.now)
             yield from return_credit(a.client, a.socket.number)
         yield spend(THINK_TIME)
+    return row
+
+
+def next_call(a: Application) -> Generator[Effect, None, int]:
+    """Read the next send call of a stream that comes in, in full; the peer's window is TCP's business."""
+    if a.kind == RX:
+        yield spend(THINK_TIME)
+    row = yield from recvmsg(a.socket)
+    if a.kind == RX:
+        yield from complete(a.machine.window, row, a.machine.clock.now)
+    else:
+        a.machine.counters.n[count.BACKGROUND_BYTES] += a.socket.size
     return row
 
 

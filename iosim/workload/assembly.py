@@ -18,7 +18,7 @@ from iosim.window import Window
 from iosim.workload.application import Application, GuestTimer, Timetable
 from iosim.workload.client import Client
 from iosim.workload.path import Milestones
-from iosim.workload.spec import STREAM, TX, Workload
+from iosim.workload.spec import SINK, STREAM, TX, Workload
 
 RINGS = 256 << 10
 """Bytes of guest memory for rings: the largest, of 4096 descriptors both ways, fit well."""
@@ -106,6 +106,7 @@ class NetworkRoom:
             flows=flows,
             qdisc=Qdisc(fair, flows) if (fair or workload.streams) and not bypass else None,
             nic_tso=bool(p["nic_tso"].value),
+            nic_gro=bool(p["nic_gro"].value),
         )
         self.machine.parts["network"] = self.network
         self.sockets = [
@@ -117,6 +118,7 @@ class NetworkRoom:
                 workload.depth,
                 i,
                 workload.stream,
+                workload.received[i],
             )
             for i in range(workload.flows)
         ]
@@ -124,7 +126,8 @@ class NetworkRoom:
             # The stream's is the flow after the others.
             i = workload.flows
             vcpu, size, window = self.vcpus[i % pairs % vcpus], workload.background, workload.background_depth
-            self.sockets.append(Socket(self.machine, self.milestones, vcpu, size, window, i, stream=True))
+            received = workload.received[i]
+            self.sockets.append(Socket(self.machine, self.milestones, vcpu, size, window, i, True, received))
         self.socket = self.sockets[0]
         self.client = Client(self.machine, self.network, self.milestones, workload)
         self.applications: list[Application] = []
@@ -134,7 +137,9 @@ class NetworkRoom:
         for s in self.sockets:
             task = by_vcpu[s.vcpu.number].index(s)
             runqueue = runqueues[s.vcpu.number]
-            kind = STREAM if s.number == workload.flows else workload.kind
+            kind = workload.kind
+            if s.number == workload.flows:
+                kind = SINK if s.received else STREAM
             a = Application(self.machine, s, runqueue, task, self.client, workload, timers[s.vcpu.number], kind)
             self.applications.append(a)
         self.application = self.applications[0]

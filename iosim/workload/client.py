@@ -15,10 +15,21 @@ from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
 from iosim.host.costs import CLIENT_RECEIVE, CLIENT_SEND, INTERARRIVAL, PEER_DELAY, WIRE
 from iosim.host.flows import flow_of, remember
-from iosim.host.frames import TCP_HEADERS, WIRE_OVERHEAD
+from iosim.host.frames import MSS, TCP_HEADERS, WIRE_OVERHEAD
 from iosim.host.machine import Machine
 from iosim.host.network import QDISC_LIMIT, RX_RING, Network
-from iosim.host.packets import LAST, ends_call, of_stream, request_of, stream_packet
+from iosim.host.packets import (
+    LAST,
+    bytes_on_wire,
+    calls_acknowledged,
+    ends_call,
+    flow_number,
+    of_stream,
+    payload,
+    request_of,
+    sized,
+    stream_packet,
+)
 from iosim.requests import FOREIGN, last_milestone, mark
 from iosim.window import SENDER, complete, drop, new_request
 from iosim.workload.path import Milestones
@@ -38,7 +49,11 @@ class Client:
 
     Attributes:
         reply: The channel of each connection.
-        credits: Packets of each flow that may still be sent in a closed loop, in ``rx``.
+        credits: Packets of each flow that may still be sent in a closed loop, in ``rx``; of a stream that it sends,
+            send calls that its window has room for.
+        received: Which flows are such streams, the background's last.
+        call: Bytes of each send call of them.
+        shared: A stream and requests share the wire.
         credit: The channel of each flow's sender.
         wire: Who sends a frame has it.
         streams: Packets of TCP streams come in, and are acknowledged.
@@ -47,8 +62,8 @@ class Client:
     """
 
     __slots__ = (
-        "arrival", "arriving", "arriving_at", "credit", "credits", "kind", "lost", "machine", "milestones", "network",
-        "open_loop", "pending", "reply", "send", "sending", "streams", "wire", "work",
+        "arrival", "arriving", "arriving_at", "call", "credit", "credits", "kind", "lost", "machine", "milestones",
+        "network", "open_loop", "pending", "received", "reply", "send", "sending", "shared", "streams", "wire", "work",
     )  # fmt: skip
 
     def __init__(self, machine: Machine, network: Network, milestones: Milestones, workload: Workload) -> None:
@@ -60,6 +75,13 @@ class Client:
         self.open_loop = workload.open_loop
         self.credits = [workload.depth] * workload.flows
         self.credit = [system.channel(instance("client credit", flow)) for flow in range(workload.flows)]
+        self.received = workload.received
+        self.shared = workload.kind == RR and any(self.received)
+        self.call = [workload.size] * workload.flows
+        if workload.background:
+            self.call.append(workload.background)
+            self.credits.append(workload.background_depth)
+            self.credit.append(system.channel(instance("client credit", workload.flows)))
         self.pending = Fifo(BACKLOG)
         self.send = system.channel("client wire")
         self.sending = Fifo(BACKLOG)
@@ -85,8 +107,14 @@ class Client:
                 system.process("arrivals", rr_arrivals(self))
             system.process("client wire", client_wire(self))
             system.process("client NIC", client_nic(self))
+            if self.shared:
+                system.process("stream sender", stream_sender(self, workload.flows))
         elif workload.kind == RX:
-            if workload.open_loop:
+            if workload.stream:
+                for flow in range(workload.flows):
+                    system.process(instance("stream sender", flow), stream_sender(self, flow))
+                system.process("client NIC", ack_sink(self))
+            elif workload.open_loop:
                 system.process("arrivals", rx_arrivals(self))
                 system.process("packet sender", rx_open_sender(self))
             else:
@@ -163,10 +191,14 @@ def client_wire(c: Client) -> Generator[Effect, None, None]:
         size = net.wire_bytes
         if row >= FOREIGN:
             size = TCP_HEADERS + WIRE_OVERHEAD
+        if c.shared:
+            yield take(c.wire)
         yield spend(WIRE, size)
         put(net.from_client, row)
         put(net.from_client_at, c.machine.clock.now + net.propagation)
         yield notify(net.wire_in)
+        if c.shared:
+            yield give(c.wire)
 
 
 def client_nic(c: Client) -> Generator[Effect, None, None]:
@@ -179,7 +211,9 @@ def client_nic(c: Client) -> Generator[Effect, None, None]:
         row = take_first(net.to_client)
         yield sleep_until(take_first(net.to_client_at))
         if row >= FOREIGN:
-            if ends_call(row):
+            if payload(row) == 0:
+                yield from open_window(c, row)
+            elif ends_call(row):
                 yield from acknowledge(c, row)
         else:
             mark(m.table, row, c.milestones.client_arrived, m.clock.now)
@@ -266,6 +300,68 @@ def rx_sender(c: Client, flow: int) -> Generator[Effect, None, None]:
         yield give(c.wire)
 
 
+def stream_sender(c: Client, flow: int) -> Generator[Effect, None, None]:
+    """The sender of a stream: a send call as soon as the window has room. Its request begins with its first bit."""
+    m = c.machine
+    request = flow < m.flows.count
+    while True:
+        if request:
+            yield spend(PEER_DELAY)
+        while c.credits[flow] == 0 or (request and m.window.draining):
+            yield wait(c.credit[flow])
+        yield take(c.wire)
+        if not (request and m.window.draining):
+            c.credits[flow] -= 1
+            packet = stream_packet(flow) | LAST
+            if request:
+                packet = yield from new_request(m.window, m.clock.now)
+                if m.flows.count > 1:
+                    remember(m.flows, packet, flow)
+            yield from send_segments(c, flow, packet)
+        yield give(c.wire)
+
+
+def send_segments(c: Client, flow: int, packet: int) -> Generator[Effect, None, None]:
+    """Put a send call on the wire, segment by segment; whoever else waits to send comes between two of them."""
+    net = c.network
+    left = c.call[flow]
+    while left > 0:
+        size = MSS
+        if left < MSS:
+            size = left
+        left -= size
+        segment = sized(packet, size)
+        if left > 0:
+            segment = sized(stream_packet(flow), size)
+        yield spend(WIRE, bytes_on_wire(size))
+        put(net.from_client, segment)
+        put(net.from_client_at, c.machine.clock.now + net.propagation)
+        yield notify(net.wire_in)
+        if left > 0:
+            yield give(c.wire)
+            yield take(c.wire)
+
+
+def ack_sink(c: Client) -> Generator[Effect, None, None]:
+    """Acknowledgements arrive at the sender of streams."""
+    net = c.network
+    while True:
+        while net.to_client.count == 0:
+            yield wait(net.client)
+        row = take_first(net.to_client)
+        yield sleep_until(take_first(net.to_client_at))
+        yield from open_window(c, row)
+
+
+def open_window(c: Client, ack: int) -> Generator[Effect, None, None]:
+    """An acknowledgement: the sender of its stream may go on."""
+    flow = flow_number(ack)
+    calls = calls_acknowledged(ack)
+    if calls > 0:
+        c.credits[flow] += calls
+        yield notify(c.credit[flow])
+
+
 def send_frame(c: Client, row: int) -> Generator[Effect, None, None]:
     """Put a frame on the wire to the host, bit by bit."""
     net = c.network
@@ -283,7 +379,9 @@ def lost_requests(c: Client) -> Generator[Effect, None, None]:
         while window.lost.count == 0:
             yield wait(window.losses)
         row = take_first(window.lost)
-        if c.streams and ends_call(row):
+        if c.streams and c.received[flow_of(flows, row)] and (row >= FOREIGN or payload(row) > 0):
+            yield from lost_of_received(c, row)
+        elif c.streams and ends_call(row):
             # A segment or an acknowledgement: as if it had been sent again, and arrived.
             yield from acknowledge(c, row)
         elif c.kind == RR and not c.open_loop and row < FOREIGN:
@@ -298,3 +396,11 @@ def return_credit(c: Client, flow: int) -> Generator[Effect, None, None]:
     """A packet of rx reached its application, or was lost: the closed loop may send another of its flow."""
     c.credits[flow] += 1
     yield notify(c.credit[flow])
+
+
+def lost_of_received(c: Client, row: int) -> Generator[Effect, None, None]:
+    """A packet of a stream that the guest receives was lost: as if it had arrived, and been acknowledged."""
+    if payload(row) == 0:
+        yield from open_window(c, row)
+    elif ends_call(row):
+        yield from return_credit(c, flow_of(c.machine.flows, row))

@@ -11,7 +11,10 @@ RR: Final = 0
 TX: Final = 1
 RX: Final = 2
 STREAM: Final = 3
-"""Not a workload of its own: what the application of a background stream does."""
+SINK: Final = 4
+"""Not workloads of their own: what the application of a background stream does that it sends, or receives."""
+GUEST: Final = "guest"
+CLIENT: Final = "client"
 
 MEANINGS: Final[dict[str, str]] = {
     "rr": "request/response: a client outside sends, the guest echoes; one request is one round trip",
@@ -53,8 +56,9 @@ class Workload:
         think_time: ps that the guest's application works on a request before it answers or sends.
         peer_delay: ps that the client waits after a reply before its next request (closed loops).
         flows: Sockets in the guest, each with an application of its own, and their peers.
-        background: Bytes of each send call of a TCP stream that the guest sends besides; 0: there is none.
+        background: Bytes of each send call of a TCP stream that flows besides; 0: there is none.
         background_depth: Send calls of it that may be unacknowledged.
+        background_from: ``guest`` or ``client``: who sends it.
     """
 
     name: str
@@ -67,11 +71,18 @@ class Workload:
     flows: int = 1
     background: int = 0
     background_depth: int = STREAM_DEPTH
+    background_from: str = GUEST
 
     @property
     def stream(self) -> bool:
         """Whether a request is a send call of a TCP stream, and not a UDP packet: it does not fit one frame."""
-        return self.kind == TX and self.size > MAX_PAYLOAD
+        return self.kind != RR and self.size > MAX_PAYLOAD
+
+    @property
+    def received(self) -> list[bool]:
+        """Which flows are streams that the guest receives, the background's last."""
+        flows = [self.stream and self.kind == RX] * self.flows
+        return [*flows, self.background_from == CLIENT] if self.background else flows
 
     @property
     def streams(self) -> bool:

@@ -1,7 +1,7 @@
-"""The study on docs/background/offloads.md: run this file to write its table anew.
+"""The studies on docs/background/offloads.md: run this file to write their tables anew.
 
 Small requests (1 byte each way, Poisson, 1000 a second) while the guest sends a TCP stream (64 KiB a send call, 16 of
-them unacknowledged) through vhost-net and the same NIC.
+them unacknowledged) through vhost-net and the same NIC; and while it receives one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tables import table
 import iosim
 
 PAGE = Path(__file__).parents[2] / "docs" / "background" / "offloads.md"
-MARKED = re.compile(r"(<!-- study -->\n).*?(<!-- end of study -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (?P<name>(?:receive )?study) -->\n).*?(<!-- end of study -->)", re.DOTALL)
 
 RATES = ("1Gbit/s", "10Gbit/s")
 QDISCS = ("fifo", "fq")
@@ -33,6 +33,27 @@ SETTINGS: dict[str, Any] = {
     "host.halt_poll_ns": "0ns",
     "run.duration": "400ms",
 }
+RECEIVE_SWITCHES: dict[str, dict[str, Any]] = {
+    "all on": {},
+    "host NIC: gro off": {"host.nic_gro": False},
+    "guest_tso4=off": {"device.guest_tso4": False},
+    "guest_csum=off": {"device.guest_csum": False},
+    "guest: gro off": {"device.ethtool_gro": False},
+    "host NIC and guest: gro off": {"host.nic_gro": False, "device.ethtool_gro": False},
+}
+PATIENT = "1Gbit/s, interrupts 100 µs late"
+WIRES: dict[str, dict[str, Any]] = {
+    "1Gbit/s": {"host.wire_rate": "1Gbit/s"},
+    PATIENT: {"host.wire_rate": "1Gbit/s", "host.costs.nic_rx_delay": "100us"},
+    "10Gbit/s": {"host.wire_rate": "10Gbit/s"},
+}
+
+
+@cache
+def receive(model: str, wire: str, switch: str) -> iosim.Result:
+    stream = {"workload.background_from": "client"}
+    settings = {**SETTINGS, **stream, **WIRES[wire], **RECEIVE_SWITCHES[switch]}
+    return iosim.simulate(model, workload="rr", settings=settings)
 
 
 @cache
@@ -72,9 +93,32 @@ def study() -> str:
     return table(head, rows)
 
 
+def receive_study() -> str:
+    rows = []
+    for model in ("vhost-net", "virtio-net"):
+        back_end = "vhost" if model == "vhost-net" else "qemu-main"
+        for wire in WIRES:
+            for switch in RECEIVE_SWITCHES:
+                r = receive(model, wire, switch)
+                threads = [busy(r, name) for name in ("vcpu0", back_end, "host-softirq")]
+                rows.append([
+                    f"`{model}`",
+                    wire.replace("Gbit/s", " Gbit/s"),
+                    switch,
+                    f"{r.latency['mean'].value / 1000:.0f}",
+                    f"{r.latency['p99'].value / 1000:.0f}",
+                    f"{gigabits(r):.2f}",
+                    *(f"{each:.0f}" for each in threads),
+                    f"{sum(threads):.0f}",
+                ])  # fmt: skip
+    names = ("path", "wire", "switches", "request µs", "p99 µs", "stream Gbit/s", "vCPU", "back end", "softirq", "sum")
+    return table(names, rows)
+
+
 def renewed(text: str) -> str:
-    """The page's text with its table as it should be."""
-    return MARKED.sub(lambda m: f"{m[1]}{study()}{m[2]}", text)
+    """The page's text with its tables as they should be."""
+    tables = {"study": study, "receive study": receive_study}
+    return MARKED.sub(lambda m: f"{m[1]}{tables[m['name']]()}{m[3]}", text)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,25 @@ import pytest
 
 pytest.importorskip("iosim.engine.compiled.code")  # minutes on SimPy
 
-from offload_study import PAGE, QDISCS, RATES, SWITCHES, busy, gigabits, renewed, run
+from offload_study import (
+    PAGE,
+    PATIENT,
+    QDISCS,
+    RATES,
+    RECEIVE_SWITCHES,
+    SWITCHES,
+    WIRES,
+    busy,
+    gigabits,
+    receive,
+    renewed,
+    run,
+)
 
 pytestmark = pytest.mark.slow
 ON, HOST, GUEST_TSO, GUEST = SWITCHES
+ALL, NO_GRO, NO_TSO4, NO_CSUM, NO_GUEST_GRO, NO_MERGING = RECEIVE_SWITCHES
+BACK_END = {"vhost-net": "vhost", "virtio-net": "qemu-main"}
 
 
 def latency(rate: str, qdisc: str, switch: str) -> float:
@@ -57,3 +72,58 @@ def test_with_fair_queueing_smaller_packets_are_less_to_wait_for_at_1_gbit() -> 
 def test_where_vhost_is_the_bottleneck_the_qdisc_is_empty_and_changes_nothing() -> None:
     for switch in (GUEST, GUEST_TSO):
         assert latency("10Gbit/s", "fq", switch) == latency("10Gbit/s", "fifo", switch)
+
+
+# -- receiving --------------------------------------------------------------------------------------------------
+
+
+def receive_sum(model: str, wire: str, switch: str) -> float:
+    return sum(busy(receive(model, wire, switch), name) for name in ("vcpu0", BACK_END[model], "host-softirq"))
+
+
+def request(model: str, wire: str, switch: str) -> float:
+    return receive(model, wire, switch).latency["mean"].value
+
+
+@pytest.mark.parametrize("model", BACK_END)
+def test_at_10_gbit_everything_hangs_on_gro(model: str) -> None:
+    full = gigabits(receive(model, "10Gbit/s", ALL))
+    assert full == pytest.approx(9.41, abs=0.02)
+    assert gigabits(receive(model, "10Gbit/s", NO_GUEST_GRO)) == pytest.approx(full, rel=0.01)
+    low, high = (0.55, 0.85) if model == "vhost-net" else (0.3, 0.4)
+    for switch in (NO_GRO, NO_TSO4, NO_CSUM):
+        assert low < gigabits(receive(model, "10Gbit/s", switch)) / full < high
+        assert request(model, "10Gbit/s", switch) > 10 * request(model, "10Gbit/s", ALL)
+
+
+def test_who_limits_at_10_gbit() -> None:
+    for model, switch, thread in (
+        ("vhost-net", NO_TSO4, "host-softirq"),
+        ("vhost-net", NO_CSUM, "host-softirq"),
+        ("vhost-net", NO_GRO, "vcpu0"),
+        ("vhost-net", NO_MERGING, "vcpu0"),
+        ("virtio-net", NO_TSO4, "qemu-main"),
+        ("virtio-net", NO_GRO, "qemu-main"),
+    ):
+        shares = {name: each.value for name, each in receive(model, "10Gbit/s", switch).cpu_busy.items()}
+        assert [name for name, share in shares.items() if share > 0.98] == [thread]
+
+
+def test_what_vhost_hands_over_together_the_guest_merges_again() -> None:
+    result = receive("vhost-net", "10Gbit/s", NO_TSO4)
+    assert result.count("stream.tap_packets") > 20 * result.count("stream.skbs")
+    on = receive("vhost-net", "10Gbit/s", ALL)
+    assert busy(result, "host-softirq") - busy(on, "host-softirq") > busy(result, "vcpu0") - busy(on, "vcpu0") > 0
+
+
+@pytest.mark.parametrize("model", BACK_END)
+def test_at_1_gbit_interrupts_matter_more_than_switches(model: str) -> None:
+    for switch in (NO_GRO, NO_TSO4, NO_CSUM):
+        assert receive_sum(model, "1Gbit/s", switch) == pytest.approx(receive_sum(model, "1Gbit/s", ALL), rel=0.03)
+    for wire in ("1Gbit/s", PATIENT):
+        latencies = [request(model, wire, switch) for switch in RECEIVE_SWITCHES]
+        assert latencies[0] - min(latencies) < 8_000
+    assert 2 < receive_sum(model, "1Gbit/s", ALL) / receive_sum(model, PATIENT, ALL) < 3.1
+    assert request(model, PATIENT, ALL) - request(model, "1Gbit/s", ALL) == pytest.approx(63_000, abs=3_000)
+    assert all(gigabits(receive(model, wire, switch)) == pytest.approx(0.941, abs=0.003)
+               for wire in list(WIRES)[:2] for switch in RECEIVE_SWITCHES)  # fmt: skip

@@ -135,6 +135,8 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
             chosen["device.tx"] = draw(st.sampled_from(["bh", "timer"]))
             chosen["device.tx_timer"] = draw(st.sampled_from(["1us", "150us"]))
             chosen["device.tx_burst"] = draw(st.sampled_from([1, 5, 256]))
+        if model in ("virtio-net", "vhost-net"):
+            offloads(draw, workload, chosen)
     if model in SEVERAL:
         chosen["device.queues"] = draw(st.sampled_from([1, 1, 2, 3, 8]))
         if model not in PHYSICAL:
@@ -144,6 +146,33 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
         chosen["guest.vcpus"] = min(chosen["device.queues"], draw(st.sampled_from([1, 2, 8])))
         chosen["workload.flows"] = chosen["device.queues"] + draw(st.sampled_from([0, 0, 1, 5]))
     return workload, chosen
+
+
+def offloads(draw: st.DrawFn, workload: str, chosen: dict[str, Any]) -> None:
+    """Who computes checksums, segments and merges; streams to do it with, as requests or beside them."""
+    switches = ("csum", "host_tso4", "vnet_hdr", "ethtool_tso", "ethtool_gso", "guest_csum", "ethtool_gro")
+    for name in switches:
+        chosen[f"device.{name}"] = draw(st.sampled_from([True, True, False]))
+    if chosen["device.guest_csum"]:
+        chosen["device.guest_tso4"] = draw(st.booleans())
+    for name in ("nic_tso", "nic_gso", "nic_gro"):
+        chosen[f"host.{name}"] = draw(st.booleans())
+    chosen["host.qdisc"] = draw(st.sampled_from(["fifo", "fq"]))
+    if workload != "rr" and "workload.depth" in chosen and draw(st.booleans()):
+        chosen["workload.size"] = draw(st.sampled_from([1473, 20_000, 65536]))
+        chosen["workload.depth"] = min(chosen["workload.depth"], 16)
+    elif workload != "rx" and draw(st.booleans()):
+        chosen["workload.background"] = draw(st.sampled_from([3000, 65536]))
+        chosen["workload.background_depth"] = draw(st.sampled_from([1, 16]))
+        # A stream fills the wire from the first request to the last: seconds of SimPy for some milliseconds.
+        chosen["run.requests"] = min(chosen["run.requests"], 40)
+        if "workload.rate" in chosen:
+            chosen["workload.rate"] = max(chosen["workload.rate"], 50_000)
+        if workload == "rr":
+            chosen["workload.background_from"] = draw(st.sampled_from(["guest", "client"]))
+    if workload == "rx" or chosen.get("workload.background_from") == "client":
+        # In a shorter one the driver does not keep a GSO packet's buffers.
+        chosen["device.rx_queue_size"] = max(128, chosen["device.rx_queue_size"])
 
 
 @pytest.mark.slow
@@ -178,6 +207,14 @@ def test_compiled_once_for_a_structure_and_never_for_a_setting(monkeypatch: pyte
         {"device.poll_us": 50},
         {"device.mrg_rxbuf": False},
         {"device.disable_modern": True},
+        {"device.csum": False},
+        {"device.host_tso4": False},
+        {"device.vnet_hdr": False},
+        {"device.ethtool_tso": False},
+        {"device.guest_csum": False},
+        {"device.guest_tso4": False},
+        {"device.ethtool_gro": False},
+        {"host.nic_gro": False},
         {"host.cpus": 2},
         {"host.apicv": True},
         {"host.constant": True},
