@@ -44,7 +44,7 @@ from iosim.ring.queue import DeviceQueue, arm_avail_event, empty, fill, flush, p
 from iosim.settings import VirtioQueuePairs, Whole
 from iosim.virtio.net import packet_at
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
@@ -114,7 +114,7 @@ class VhostNet:
     )  # fmt: skip
 
     def __init__(
-        self, room: NetworkRoom, tap: TapQueue, work: WorkQueue, driver: VirtioNet, settings: VhostNetSettings
+        self, room: GuestRoom, tap: TapQueue, work: WorkQueue, driver: VirtioNet, settings: VhostNetSettings
     ) -> None:
         self.room = room
         self.tap = tap
@@ -409,11 +409,19 @@ def main_loop(p: VirtioPci) -> Generator[Effect, None, None]:
             ready -= 1
 
 
-def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1) -> Machine:
+def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1, vms: int = 1) -> Machine:
     """Put the path together for one run."""
-    pairs = settings.queues
     buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, not settings.mrg_rxbuf)
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, settings.queues, vcpus, vms)
+    for guest in room.guests:
+        with guest.names():
+            connect(guest, workload, settings)
+    return room.machine
+
+
+def connect(room: GuestRoom, workload: Workload, settings: VhostNetSettings) -> None:
+    """Give a guest its NIC, and a worker for each queue pair."""
+    pairs, vcpus = settings.queues, len(room.vcpus)
     system = room.system
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
@@ -427,7 +435,7 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
     )
     drivers: list[VirtioNet] = []
     for i in range(pairs):
-        tap = room.network.tap[i]
+        tap = room.tap[i]
         tap.reader = WorkQueue(system, instance("vhost worker", i), items=3)
         tap.reader_item = TAP
         softnet = softnets[i % vcpus]
@@ -445,7 +453,7 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
             softnet,
             i,
             room.sockets,
-            room.sockets[i::pairs],
+            room.mine[i::pairs],
             room.milestones,
             pci,
             tap.reader,
@@ -461,17 +469,16 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
             offloads=offloads,
         )
         drivers.append(driver)
-        room.machine.parts[instance("driver", i)] = driver
+        room.machine.parts[instance("driver", room.number * pairs + i)] = driver
     for i, a in enumerate(room.applications):
         system.process(instance("application", i), application(a, drivers[i % pairs]), a.vcpu.thread, TASK)
     for i, driver in enumerate(drivers):
         # At start vhost polls both eventfds and the tap, with notification on, as QEMU left the queues.
-        vhost = VhostNet(room, room.network.tap[i], room.network.tap[i].reader, driver, settings)
+        vhost = VhostNet(room, room.tap[i], room.tap[i].reader, driver, settings)
         thread = system.thread("vhost" if pairs == 1 else f"vhost-{i}")
         system.process(instance("vhost worker", i), vhost_worker(vhost), thread)
     if mode == INTX:
         system.process("qemu main loop", main_loop(drivers[0].pci), loop.thread)
-    return room.machine
 
 
 MODEL: Final = Model(
@@ -480,5 +487,6 @@ MODEL: Final = Model(
     settings=VhostNetSettings,
     build=build,
     smp=True,
+    vms=True,
     streams=True,
 )

@@ -40,7 +40,7 @@ from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.settings import Flag, Time, VirtioQueuePairs, Whole
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
@@ -196,13 +196,21 @@ def mark_seen(q: QemuVirtioNet, row: int) -> None:
         mark(q.machine.table, row, q.milestones.rx_seen, q.machine.clock.now)
 
 
-def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: int = 1) -> Machine:
+def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: int = 1, vms: int = 1) -> Machine:
     """Put the path together for one run."""
-    pairs = settings.queues
     # The hub hands no virtio_net header on: no GSO packets come, and a buffer without mergeable ones is for one frame.
     big = not settings.mrg_rxbuf and not settings.hub
     buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big)
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, settings.queues, vcpus, vms)
+    for guest in room.guests:
+        with guest.names():
+            connect(guest, workload, settings, big)
+    return room.machine
+
+
+def connect(room: GuestRoom, workload: Workload, settings: VirtioNetSettings, big: bool) -> None:
+    """Give a guest its NIC, in a QEMU of its own; ``big``: its receive buffers are chains."""
+    pairs, vcpus = settings.queues, len(room.vcpus)
     loop = MainLoop(room.machine, items=ITEMS * pairs + 1)
     softnets = [SoftNet(room.machine, vcpu, PAIR * room.pairs_a_vcpu) for vcpu in room.vcpus]
     drivers: list[VirtioNet] = []
@@ -215,7 +223,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
     )
     qemu: list[QemuVirtioNet] = []
     for i in range(pairs):
-        tap = room.network.tap[i]
+        tap = room.tap[i]
         tap.reader = loop.work
         tap.reader_item = ITEMS * i + TAP
         softnet = softnets[i % vcpus]
@@ -233,7 +241,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
             softnet,
             i,
             room.sockets,
-            room.sockets[i::pairs],
+            room.mine[i::pairs],
             room.milestones,
             pci,
             loop.work,
@@ -265,12 +273,11 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
         driver.qemu.append(device)
         drivers.append(driver)
         qemu.append(device)
-        room.machine.parts[instance("driver", i)] = driver
+        room.machine.parts[instance("driver", room.number * pairs + i)] = driver
     for i, a in enumerate(room.applications):
         process = application(a, drivers[i % pairs])
         room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(QemuNic(loop, qemu)), loop.thread)
-    return room.machine
 
 
 MODEL: Final = Model(
@@ -279,5 +286,6 @@ MODEL: Final = Model(
     settings=VirtioNetSettings,
     build=build,
     smp=True,
+    vms=True,
     streams=True,
 )

@@ -10,13 +10,13 @@ from iosim.fifo import Fifo, put, take_first
 from iosim.guest.scheduler import RunQueue, cond_resched
 from iosim.guest.socket import Socket, recvmsg
 from iosim.host.costs import GUEST_TIMER, GUEST_WAKEUP, INTERARRIVAL, THINK_TIME
-from iosim.host.flows import remember
+from iosim.host.flows import flow_of, remember
 from iosim.host.kvm import Vcpu, arm_timer, deliver_interrupt, eoi_edge, irq_enter, irq_return
 from iosim.host.machine import Machine
 from iosim.host.packets import LAST, stream_packet
 from iosim.window import complete, drop, new_request
 from iosim.workload.client import BACKLOG, Client, return_credit
-from iosim.workload.spec import RX, STREAM, TX, Workload
+from iosim.workload.spec import CALL, RX, STREAM, TX, Workload
 
 
 class Application:
@@ -29,13 +29,17 @@ class Application:
         kind: What it does, where that is not the workload's own.
 
     Attributes:
-        kind: ``RR``, ``TX``, ``RX`` or ``STREAM``.
+        kind: ``RR``, ``TX``, ``RX``, ``STREAM`` or ``CALL``.
         arrivals: Packets of an open loop that are due: rows.
         armed: The guest has set its timer for the next one.
+        depth: Requests that it has under way as a client.
+        calls: How many there are at present.
+        lost: Those of them whose time is over.
     """
 
     __slots__ = (
-        "armed", "arrivals", "client", "kind", "machine", "open_loop", "runqueue", "socket", "task", "timer", "vcpu",
+        "armed", "arrivals", "calls", "client", "depth", "kind", "lost", "machine", "open_loop", "runqueue", "socket",
+        "task", "timer", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +64,9 @@ class Application:
         self.timer = timer
         self.arrivals = Fifo(BACKLOG)
         self.armed = False
+        self.depth = workload.depth
+        self.calls = 0
+        self.lost = 0
         timer.applications.append(self)
 
 
@@ -77,6 +84,22 @@ class Timetable:
         self.machine = machine
         self.applications = applications
         machine.system.process("tx arrivals", tx_arrivals(self))
+
+
+class Timeouts:
+    """The timeouts of clients in guests: who gives their requests up that were lost.
+
+    Args:
+        machine: The machine.
+        applications: The clients' applications, by flow.
+    """
+
+    __slots__ = ("applications", "machine")
+
+    def __init__(self, machine: Machine, applications: list[Application]) -> None:
+        self.machine = machine
+        self.applications = applications
+        machine.system.process("lost requests", timeouts(self))
 
 
 class GuestTimer:
@@ -115,6 +138,8 @@ def next_packet(a: Application) -> Generator[Effect, None, int]:
             row = yield from next_in_closed_loop(a)
     elif a.kind == STREAM:
         row = yield from next_in_stream(a)
+    elif a.kind == CALL:
+        row = yield from next_call(a)
     else:
         row = yield from recvmsg(a.socket)
         if a.kind == RX:
@@ -148,6 +173,43 @@ def next_in_stream(a: Application) -> Generator[Effect, None, int]:
             yield spend(GUEST_WAKEUP)
     s.credits -= 1
     return stream_packet(s.number) | LAST
+
+
+def next_call(a: Application) -> Generator[Effect, None, int]:
+    """The next request of a client in a guest: while fewer than its depth are under way; else a reply comes first."""
+    w = a.machine.window
+    while a.calls == a.depth or w.draining:
+        yield from next_reply(a)
+    a.calls += 1
+    row = yield from new_request(w, a.machine.clock.now)
+    if a.machine.flows.count > 1:
+        remember(a.machine.flows, row, a.socket.number)
+    return row
+
+
+def next_reply(a: Application) -> Generator[Effect, None, None]:
+    """Receive a reply, which completes its request; or give up one that was lost."""
+    s = a.socket
+    while s.queue.count == 0 and a.lost == 0:
+        yield wait(s.readable)
+        yield spend(GUEST_WAKEUP)
+    if a.lost > 0:
+        a.lost -= 1
+    else:
+        row = yield from recvmsg(s)
+        yield from complete(a.machine.window, row, a.machine.clock.now)
+    a.calls -= 1
+
+
+def timeouts(t: Timeouts) -> Generator[Effect, None, None]:
+    """A request was lost: its timeout comes at once, by an interrupt of its client's timer."""
+    m = t.machine
+    while True:
+        while m.window.lost.count == 0:
+            yield wait(m.window.losses)
+        a = t.applications[flow_of(m.flows, take_first(m.window.lost))]
+        a.lost += 1
+        yield notify(a.timer.fires)
 
 
 def next_arrival(a: Application) -> Generator[Effect, None, int]:

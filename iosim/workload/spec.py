@@ -12,6 +12,8 @@ TX: Final = 1
 RX: Final = 2
 STREAM: Final = 3
 """Not a workload of its own: what the application of a background stream does."""
+CALL: Final = 4
+"""Nor this: what the client's application does in rr between guests."""
 
 MEANINGS: Final[dict[str, str]] = {
     "rr": "request/response: a client outside sends, the guest echoes; one request is one round trip",
@@ -19,6 +21,12 @@ MEANINGS: Final[dict[str, str]] = {
     "rx": "the guest receives UDP packets; one request is one packet, from its first bit to the application",
 }
 NAMES: Final = tuple(MEANINGS)
+
+OUTSIDE: Final = "outside"
+GUEST: Final = "guest"
+PEERS: Final = (OUTSIDE, GUEST)
+ROLES: Final[dict[str, tuple[str, str]]] = {"rr": ("client", "server"), "tx": ("sender", "receiver")}
+"""What the two guests are that a workload between guests has; the first makes the requests."""
 
 CLOSED: Final = "closed"
 POISSON: Final = "poisson"
@@ -55,6 +63,7 @@ class Workload:
         flows: Sockets in the guest, each with an application of its own, and their peers.
         background: Bytes of each send call of a TCP stream that the guest sends besides; 0: there is none.
         background_depth: Send calls of it that may be unacknowledged.
+        peer: The other end of each flow: ``outside``, or another ``guest`` of the host.
     """
 
     name: str
@@ -67,6 +76,17 @@ class Workload:
     flows: int = 1
     background: int = 0
     background_depth: int = STREAM_DEPTH
+    peer: str = OUTSIDE
+
+    @property
+    def between_guests(self) -> bool:
+        """Whether both ends of a flow are guests."""
+        return self.peer == GUEST
+
+    @property
+    def sides(self) -> int:
+        """Ends of a flow that are guests."""
+        return 2 if self.between_guests else 1
 
     @property
     def stream(self) -> bool:
