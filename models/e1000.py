@@ -19,6 +19,7 @@ from typing import Final
 from pydantic import Field
 
 from iosim.effects import TASK, Effect, spend
+from iosim.engine.system import instance
 from iosim.guest.e1000 import E1000Driver, dev_queue_xmit
 from iosim.guest.socket import sendmsg
 from iosim.host import counters as count
@@ -33,7 +34,7 @@ from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings, Whole
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_MODERATION, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
@@ -117,18 +118,26 @@ def tap_send(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
         yield from queue_work(q.work, TAP)
 
 
-def build(host: Host, workload: Workload, settings: E1000Settings) -> Machine:
+def build(host: Host, workload: Workload, settings: E1000Settings, vms: int = 1) -> Machine:
     """Put the path together for one run."""
     buffers = settings.tx_descriptors + settings.rx_descriptors
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers)
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers, vms=vms)
+    for guest in room.guests:
+        with guest.names():
+            connect(guest, settings)
+    return room.machine
+
+
+def connect(room: GuestRoom, settings: E1000Settings) -> None:
+    """Give a guest its NIC, in a QEMU of its own."""
     loop = MainLoop(room.machine, items=2)
-    room.network.tap[0].reader = loop.work
-    room.network.tap[0].reader_item = TAP
+    room.tap[0].reader = loop.work
+    room.tap[0].reader_item = TAP
     device = E1000(
         room.machine,
         room.vcpu,
         loop,
-        NetClient(room.network, room.milestones, settings.hub),
+        NetClient(room.network, room.milestones, settings.hub, room.tap[0]),
         room.milestones,
         NOTIFY,
         tx_size=settings.tx_descriptors,
@@ -136,10 +145,9 @@ def build(host: Host, workload: Workload, settings: E1000Settings) -> Machine:
         mitigation=settings.mitigation,
     )
     driver = E1000Driver(room.machine, room.vcpu, room.socket, device, room.milestones)
-    room.machine.parts["device"] = device
+    room.machine.parts[instance("device", room.number)] = device
     room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
-    return room.machine
 
 
 MODEL: Final = Model(
@@ -147,4 +155,5 @@ MODEL: Final = Model(
     summary="full emulation: every register access is an exit that QEMU serves on the vCPU's thread",
     settings=E1000Settings,
     build=build,
+    vms=True,
 )

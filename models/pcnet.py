@@ -19,6 +19,7 @@ from typing import Final
 from pydantic import Field
 
 from iosim.effects import TASK, Effect, spend
+from iosim.engine.system import instance
 from iosim.fifo import EMPTY
 from iosim.guest.pcnet32 import RX_RING_SIZE, TX_RING_SIZE, Pcnet32Private, dev_queue_xmit
 from iosim.guest.socket import sendmsg
@@ -34,7 +35,7 @@ from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
@@ -111,27 +112,35 @@ def tap_send(s: PCNet, q: MainLoop) -> Generator[Effect, None, None]:
         yield from queue_work(q.work, TAP)
 
 
-def build(host: Host, workload: Workload, settings: PCNetSettings) -> Machine:
+def build(host: Host, workload: Workload, settings: PCNetSettings, vms: int = 1) -> Machine:
     """Put the path together for one run."""
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=TX_RING_SIZE + RX_RING_SIZE)
+    buffers = TX_RING_SIZE + RX_RING_SIZE
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers, vms=vms)
+    for guest in room.guests:
+        with guest.names():
+            connect(guest, settings)
+    return room.machine
+
+
+def connect(room: GuestRoom, settings: PCNetSettings) -> None:
+    """Give a guest its NIC, in a QEMU of its own."""
     loop = MainLoop(room.machine, items=2)
-    room.network.tap[0].reader = loop.work
-    room.network.tap[0].reader_item = TAP
+    room.tap[0].reader = loop.work
+    room.tap[0].reader_item = TAP
     device = PCNet(
         room.machine,
         room.vcpu,
         loop,
-        NetClient(room.network, room.milestones, settings.hub),
+        NetClient(room.network, room.milestones, settings.hub, room.tap[0]),
         room.milestones,
         NOTIFY,
         tx_size=TX_RING_SIZE,
         rx_size=RX_RING_SIZE,
     )
     driver = Pcnet32Private(room.machine, room.vcpu, room.socket, device, room.milestones)
-    room.machine.parts["device"] = device
+    room.machine.parts[instance("device", room.number)] = device
     room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
-    return room.machine
 
 
 MODEL: Final = Model(
@@ -139,4 +148,5 @@ MODEL: Final = Model(
     summary="full emulation, AMD PCnet under pcnet32: two ports, so two exits for each register",
     settings=PCNetSettings,
     build=build,
+    vms=True,
 )

@@ -19,6 +19,7 @@ from typing import Final
 from pydantic import Field
 
 from iosim.effects import TASK, Effect
+from iosim.engine.system import instance
 from iosim.fifo import EMPTY
 from iosim.guest.rtl8139 import CP_RX_RING_SIZE, CP_TX_RING_SIZE, CpPrivate, dev_queue_xmit
 from iosim.guest.socket import sendmsg
@@ -32,7 +33,7 @@ from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
@@ -103,27 +104,35 @@ def tap_send(s: RTL8139, q: MainLoop) -> Generator[Effect, None, None]:
         yield from queue_work(q.work, TAP)
 
 
-def build(host: Host, workload: Workload, settings: RTL8139Settings) -> Machine:
+def build(host: Host, workload: Workload, settings: RTL8139Settings, vms: int = 1) -> Machine:
     """Put the path together for one run."""
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=CP_TX_RING_SIZE + CP_RX_RING_SIZE)
+    buffers = CP_TX_RING_SIZE + CP_RX_RING_SIZE
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers, vms=vms)
+    for guest in room.guests:
+        with guest.names():
+            connect(guest, settings)
+    return room.machine
+
+
+def connect(room: GuestRoom, settings: RTL8139Settings) -> None:
+    """Give a guest its NIC, in a QEMU of its own."""
     loop = MainLoop(room.machine, items=1)
-    room.network.tap[0].reader = loop.work
-    room.network.tap[0].reader_item = TAP
+    room.tap[0].reader = loop.work
+    room.tap[0].reader_item = TAP
     device = RTL8139(
         room.machine,
         room.vcpu,
         loop,
-        NetClient(room.network, room.milestones, settings.hub),
+        NetClient(room.network, room.milestones, settings.hub, room.tap[0]),
         room.milestones,
         tx_size=CP_TX_RING_SIZE,
         rx_size=CP_RX_RING_SIZE,
         mmio=settings.mmio,
     )
     driver = CpPrivate(room.machine, room.vcpu, room.socket, device, room.milestones)
-    room.machine.parts["device"] = device
+    room.machine.parts[instance("device", room.number)] = device
     room.system.process("application", application(room.application, driver), room.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
-    return room.machine
 
 
 MODEL: Final = Model(
@@ -131,4 +140,5 @@ MODEL: Final = Model(
     summary="full emulation, Realtek RTL8139C+ under 8139cp: port I/O, every access an exit that QEMU serves",
     settings=RTL8139Settings,
     build=build,
+    vms=True,
 )
