@@ -102,7 +102,7 @@ class WorkloadSettings(Settings):
         None, ge=1, le=1024, description="requests under way in a closed loop, in each flow; rr: 1, tx and rx: 32"
     )
     flows: Whole | None = Field(
-        None, ge=1, le=MOST_FLOWS, description="sockets, each with an application; one for each queue pair"
+        None, ge=1, le=MOST_FLOWS, description="sockets, each with an application; one for each queue pair of a guest"
     )
     rate: Number | None = Field(
         None,

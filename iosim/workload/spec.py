@@ -60,7 +60,7 @@ class Workload:
         arrivals: ``closed``, ``poisson`` or ``constant`` (open loops at ``rate``).
         think_time: ps that the guest's application works on a request before it answers or sends.
         peer_delay: ps that the client waits after a reply before its next request (closed loops).
-        flows: Sockets in the guest, each with an application of its own, and their peers.
+        flows: Sockets in the guest (in all guests), each with an application of its own, and their peers.
         background: Bytes of each send call of a TCP stream that the guest sends besides; 0: there is none.
         background_depth: Send calls of it that may be unacknowledged.
         peer: The other end of each flow: ``outside``, or another ``guest`` of the host.
