@@ -64,7 +64,8 @@ class TapQueue:
     """One queue of the tap towards QEMU or vhost: one open file of it (IFF_MULTI_QUEUE: several of one tap).
 
     Args:
-        number: Its place among all taps' queues.
+        number: Its place among the tap's queues.
+        place: Its place among all taps' queues.
         limit: Frames it holds.
         milestones: Those of the guest whose tap it is.
         own, other: Where the tap's flows begin in `Network.steering`; and where they do for the other end, between
@@ -76,10 +77,13 @@ class TapQueue:
         polled: Whether the reader polls it at present.
     """
 
-    __slots__ = ("frames", "milestones", "number", "other", "own", "polled", "reader", "reader_item")
+    __slots__ = ("frames", "milestones", "number", "other", "own", "place", "polled", "reader", "reader_item")
 
-    def __init__(self, number: int, limit: int, milestones: NetworkMilestones, own: int = 0, other: int = 0) -> None:
+    def __init__(
+        self, number: int, place: int, limit: int, milestones: NetworkMilestones, own: int = 0, other: int = 0
+    ) -> None:
         self.number = number
+        self.place = place
         self.milestones = milestones
         self.own = own
         self.other = other
@@ -154,10 +158,11 @@ class Network:
         self.between_guests = len(homes) > 1
         flows = len(homes[0])
         self.tap: list[TapQueue] = []
-        for number in range(guests * queues):
-            side = number // queues % len(homes)
+        for place in range(guests * queues):
+            side = place // queues % len(homes)
             view = views[side] if views else milestones
-            self.tap.append(TapQueue(number, tap_limit, view, side * flows, (len(homes) - 1 - side) * flows))
+            other = (len(homes) - 1 - side) * flows
+            self.tap.append(TapQueue(place % queues, place, tap_limit, view, side * flows, other))
         # tun_automq_select_queue: a flow that has sent nothing yet goes where its hash says.
         self.steering = [
             guest * queues + reciprocal_scale(flow_hash(flow), queues)
@@ -325,7 +330,7 @@ def net_tx_action(net: Network) -> Generator[Effect, None, None]:
 
 def automq(net: Network, tap: TapQueue, row: int) -> None:
     """Remember the queue that a flow sent by: what comes for the flow is put into the same (tun_flow_update)."""
-    net.steering[tap.own + flow_of(net.machine.flows, row)] = tap.number
+    net.steering[tap.own + flow_of(net.machine.flows, row)] = tap.place
 
 
 def nic_transmit(net: Network) -> Generator[Effect, None, None]:

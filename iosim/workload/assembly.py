@@ -51,6 +51,8 @@ class GuestRoom:
         self.number = number
         self.several = room.vms > 1
         self.pairs = room.pairs
+        self.host = room.host
+        self.workload = room.workload
         self.side = number % room.workload.sides
         self.system = room.system
         self.machine = room.machine
