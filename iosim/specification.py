@@ -282,10 +282,11 @@ def _vms(guest: GuestSettings, w: WorkloadSettings, model: Model) -> int:
         )
     if w.background:
         raise IosimError("no stream is played beside workload.peer=guest; leave one of them out", "workload.background")
-    if w.name == "rr" and w.rate is not None:
-        raise IosimError("a client in a guest has a closed loop; leave this out, or workload.peer", "workload.rate")
     if w.peer_delay:
-        raise IosimError("a client in a guest does not wait; leave this out, or workload.peer", "workload.peer_delay")
+        raise IosimError(
+            "a client in a guest does not wait after a reply; leave this out, or give a workload.rate in its place",
+            "workload.peer_delay",
+        )
     vms = 2 if guest.vms is None else guest.vms
     if vms % 2:
         raise IosimError(

@@ -71,7 +71,7 @@ class Application:
 
 
 class Timetable:
-    """When the packets of an open loop of ``tx`` are due, for all applications together.
+    """When the packets of an open loop of ``tx`` are due, or a client's requests, for all applications together.
 
     Args:
         machine: The machine.
@@ -139,7 +139,10 @@ def next_packet(a: Application) -> Generator[Effect, None, int]:
     elif a.kind == STREAM:
         row = yield from next_in_stream(a)
     elif a.kind == CALL:
-        row = yield from next_call(a)
+        if a.open_loop:
+            row = yield from next_call_due(a)
+        else:
+            row = yield from next_call(a)
     else:
         row = yield from recvmsg(a.socket)
         if a.kind == RX:
@@ -185,6 +188,25 @@ def next_call(a: Application) -> Generator[Effect, None, int]:
     if a.machine.flows.count > 1:
         remember(a.machine.flows, row, a.socket.number)
     return row
+
+
+def next_call_due(a: Application) -> Generator[Effect, None, int]:
+    """The next request of a client's open loop; replies that are there come first, and complete theirs.
+
+    It sleeps for both, in ``epoll_wait`` with a timeout: the timer is set once for each request that is waited for.
+    """
+    s = a.socket
+    while a.arrivals.count == 0 or s.queue.count > 0:
+        if s.queue.count > 0:
+            row = yield from recvmsg(s)
+            yield from complete(a.machine.window, row, a.machine.clock.now)
+        else:
+            if not a.armed:
+                a.armed = True
+                yield from arm_timer(a.vcpu)
+            yield wait(s.readable)
+            yield spend(GUEST_WAKEUP)
+    return take_first(a.arrivals)
 
 
 def next_reply(a: Application) -> Generator[Effect, None, None]:

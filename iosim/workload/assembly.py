@@ -209,15 +209,15 @@ class NetworkRoom:
         self.vcpus, self.sockets, self.applications = first.vcpus, first.sockets, first.applications
         self.vcpu, self.socket, self.application = first.vcpu, first.socket, first.application
         makers = [self.guests[home].applications[flow // groups] for flow, home in enumerate(homes[0])]
-        timed = workload.kind == TX and workload.open_loop
-        if timed:
+        calls = workload.kind == RR and workload.between_guests
+        scheduled = workload.open_loop and (workload.kind == TX or calls)
+        if scheduled:
             Timetable(self.machine, makers[: workload.flows])
-        elif workload.kind == RR and workload.between_guests:
+        elif calls:
             Timeouts(self.machine, makers)
-            timed = True
         for guest in self.guests:
             with guest.names():
-                for each in guest.timers if timed and guest.side == 0 else []:
+                for each in guest.timers if (scheduled or calls) and guest.side == 0 else []:
                     each.install()
 
     def _socket(self, guest: GuestRoom, flow: int) -> Socket:
