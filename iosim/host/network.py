@@ -245,7 +245,7 @@ def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, Non
         mark(net.machine.table, row, tap.milestones.processed, net.machine.clock.now)
     yield spend(BRIDGE)
     if net.between_guests:
-        yield from tun_net_xmit(net, net.tap[net.steering[tap.other + flow_of(net.machine.flows, row)]], row)
+        yield from tun_net_xmit(net, row, tap.other)
     elif net.queued:
         yield from dev_queue_xmit(net, row)
     else:
@@ -393,14 +393,18 @@ def host_softirq(net: Network) -> Generator[Effect, None, None]:
             mark(m.table, row, net.milestones.nic_taken, m.clock.now)
             yield spend(HOST_RECEIVE)
             yield spend(BRIDGE)
-            yield from tun_net_xmit(net, net.tap[net.steering[flow_of(m.flows, row)]], row)
+            yield from tun_net_xmit(net, row, 0)
         net.irq_pending = False
 
 
-def tun_net_xmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, None, None]:
-    """Put a frame into a queue of the tap and wake its reader; a full queue drops it, and its sender learns nothing."""
+def tun_net_xmit(net: Network, row: int, end: int) -> Generator[Effect, None, None]:
+    """Put a frame into its flow's queue of the tap at one end of it, whose flows begin there in ``steering``.
+
+    A full queue drops it, and its sender learns nothing.
+    """
     m = net.machine
     yield spend(TAP_QUEUE)
+    tap = net.tap[net.steering[end + flow_of(m.flows, row)]]
     if put(tap.frames, row):
         mark(m.table, row, tap.milestones.tap_queued, m.clock.now)
         if tap.polled:

@@ -16,7 +16,7 @@ from iosim.host.machine import Machine
 from iosim.host.packets import LAST, stream_packet
 from iosim.window import complete, drop, new_request
 from iosim.workload.client import BACKLOG, Client, return_credit
-from iosim.workload.spec import CALL, RX, STREAM, TX, Workload
+from iosim.workload.spec import REQUEST, RX, STREAM, TX, Workload
 
 
 class Application:
@@ -29,17 +29,17 @@ class Application:
         kind: What it does, where that is not the workload's own.
 
     Attributes:
-        kind: ``RR``, ``TX``, ``RX``, ``STREAM`` or ``CALL``.
+        kind: ``RR``, ``TX``, ``RX``, ``STREAM`` or ``REQUEST``.
         arrivals: Packets of an open loop that are due: rows.
         armed: The guest has set its timer for the next one.
         depth: Requests that it has under way as a client.
-        calls: How many there are at present.
+        under_way: How many there are at present.
         lost: Those of them whose time is over.
     """
 
     __slots__ = (
-        "armed", "arrivals", "calls", "client", "depth", "kind", "lost", "machine", "open_loop", "runqueue", "socket",
-        "task", "timer", "vcpu",
+        "armed", "arrivals", "client", "depth", "kind", "lost", "machine", "open_loop", "runqueue", "socket",
+        "task", "timer", "under_way", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -65,7 +65,7 @@ class Application:
         self.arrivals = Fifo(BACKLOG)
         self.armed = False
         self.depth = workload.depth
-        self.calls = 0
+        self.under_way = 0
         self.lost = 0
         timer.applications.append(self)
 
@@ -138,11 +138,11 @@ def next_packet(a: Application) -> Generator[Effect, None, int]:
             row = yield from next_in_closed_loop(a)
     elif a.kind == STREAM:
         row = yield from next_in_stream(a)
-    elif a.kind == CALL:
+    elif a.kind == REQUEST:
         if a.open_loop:
-            row = yield from next_call_due(a)
+            row = yield from next_request_due(a)
         else:
-            row = yield from next_call(a)
+            row = yield from next_request(a)
     else:
         row = yield from recvmsg(a.socket)
         if a.kind == RX:
@@ -178,19 +178,19 @@ def next_in_stream(a: Application) -> Generator[Effect, None, int]:
     return stream_packet(s.number) | LAST
 
 
-def next_call(a: Application) -> Generator[Effect, None, int]:
+def next_request(a: Application) -> Generator[Effect, None, int]:
     """The next request of a client in a guest: while fewer than its depth are under way; else a reply comes first."""
     w = a.machine.window
-    while a.calls == a.depth or w.draining:
+    while a.under_way == a.depth or w.draining:
         yield from next_reply(a)
-    a.calls += 1
+    a.under_way += 1
     row = yield from new_request(w, a.machine.clock.now)
     if a.machine.flows.count > 1:
         remember(a.machine.flows, row, a.socket.number)
     return row
 
 
-def next_call_due(a: Application) -> Generator[Effect, None, int]:
+def next_request_due(a: Application) -> Generator[Effect, None, int]:
     """The next request of a client's open loop; replies that are there come first, and complete theirs.
 
     It sleeps for both, in ``epoll_wait`` with a timeout: the timer is set once for each request that is waited for.
@@ -220,7 +220,7 @@ def next_reply(a: Application) -> Generator[Effect, None, None]:
     else:
         row = yield from recvmsg(s)
         yield from complete(a.machine.window, row, a.machine.clock.now)
-    a.calls -= 1
+    a.under_way -= 1
 
 
 def timeouts(t: Timeouts) -> Generator[Effect, None, None]:

@@ -19,7 +19,7 @@ from iosim.window import Window
 from iosim.workload.application import Application, GuestTimer, Timeouts, Timetable
 from iosim.workload.client import Client
 from iosim.workload.path import Milestones
-from iosim.workload.spec import CALL, RR, RX, STREAM, TX, Workload
+from iosim.workload.spec import REQUEST, RR, RX, STREAM, TX, Workload
 
 RINGS = 256 << 10
 """Bytes of guest memory for rings: the largest, of 4096 descriptors both ways, fit well."""
@@ -209,15 +209,15 @@ class NetworkRoom:
         self.vcpus, self.sockets, self.applications = first.vcpus, first.sockets, first.applications
         self.vcpu, self.socket, self.application = first.vcpu, first.socket, first.application
         makers = [self.guests[home].applications[flow // groups] for flow, home in enumerate(homes[0])]
-        calls = workload.kind == RR and workload.between_guests
-        scheduled = workload.open_loop and (workload.kind == TX or calls)
+        asks = workload.kind == RR and workload.between_guests
+        scheduled = workload.open_loop and (workload.kind == TX or asks)
         if scheduled:
             Timetable(self.machine, makers[: workload.flows])
-        elif calls:
+        elif asks:
             Timeouts(self.machine, makers)
         for guest in self.guests:
             with guest.names():
-                for each in guest.timers if (scheduled or calls) and guest.side == 0 else []:
+                for each in guest.timers if (scheduled or asks) and guest.side == 0 else []:
                     each.install()
 
     def _socket(self, guest: GuestRoom, flow: int) -> Socket:
@@ -241,7 +241,7 @@ class NetworkRoom:
         guest.timers = [GuestTimer(vcpu, timer) for vcpu in guest.vcpus]
         kind = self.workload.kind
         if self.workload.between_guests:
-            ends = (CALL, RR) if kind == RR else (TX, RX)
+            ends = (REQUEST, RR) if kind == RR else (TX, RX)
             kind = ends[guest.side]
         for s in guest.mine:
             number = s.vcpu.number

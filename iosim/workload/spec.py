@@ -12,7 +12,7 @@ TX: Final = 1
 RX: Final = 2
 STREAM: Final = 3
 """Not a workload of its own: what the application of a background stream does."""
-CALL: Final = 4
+REQUEST: Final = 5
 """Nor this: what the client's application does in rr between guests."""
 
 MEANINGS: Final[dict[str, str]] = {
