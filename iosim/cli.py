@@ -183,11 +183,13 @@ def qemu(file: str, as_json: bool) -> None:
     """What a QEMU command line builds: PCI devices with slots, the guest's drivers, back ends."""
     from iosim import qemu as room
 
-    machine = room.read_file(file)
+    machines = room.read_machines(file)
     if as_json:
-        click.echo(json.dumps(room.to_dict(machine), indent=2))
+        found = [room.to_dict(machine) for machine in machines]
+        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
     else:
-        _print(room.render(machine))
+        for machine in machines:
+            _print(room.render(machine))
 
 
 @cli.group(cls=_Group)

@@ -191,10 +191,11 @@ def ask(name: str) -> Asked:
         raise IosimError(
             f"'{name}' is neither a model ({', '.join(registry.names())}) nor a file with a QEMU command line"
         )
-    machine = qemu.read_file(name)
-    found = qemu.network_path(machine)
-    notes = (*found.notes, *machine.notes)
-    return Asked(path.stem, name, found.model, dict(found.settings), notes, tuple(machine.warnings))
+    machines = qemu.read_machines(name)
+    found = qemu.network_paths(machines)
+    notes = tuple(dict.fromkeys([*found.notes, *(note for machine in machines for note in machine.notes)]))
+    warnings = tuple(dict.fromkeys(warning for machine in machines for warning in machine.warnings))
+    return Asked(path.stem, name, found.model, dict(found.settings), notes, warnings)
 
 
 def specify_all(

@@ -14,6 +14,7 @@ from iosim.host.hosts import Host
 from iosim.host.units import show_time
 from iosim.model import Model
 from iosim.settings import GuestSettings, RunSettings, Settings, WorkloadSettings
+from iosim.specification import guest_settings
 
 if TYPE_CHECKING:
     from iosim.engine.distributions import Distribution
@@ -115,10 +116,11 @@ def _property(name: str, value: float | bool | str) -> str:
 
 def setting_rows(model: Model) -> Iterator[tuple[str, str, str]]:
     """Every setting that a run of the model knows: name, default, meaning."""
-    guest = (("guest", GuestSettings),) if model.smp else ()
-    for prefix, group in (*GROUPS, *guest, ("device", model.settings)):
+    guest = guest_settings(model)
+    for prefix, group in (*GROUPS, ("guest", GuestSettings), ("device", model.settings)):
         for name, field in group.model_fields.items():
-            yield f"{prefix}.{name}", _default(group, name), field.description or ""
+            if group is not GuestSettings or name in guest:
+                yield f"{prefix}.{name}", _default(group, name), field.description or ""
     host = hosts.load(hosts.DEFAULT)
     for name, prop in host.properties.items():
         yield f"host.{name}", _property(name, prop.value), hosts.PROPERTY_MEANINGS[name]

@@ -29,6 +29,8 @@ class Model:
         costs: Costs that its settings define, in ps (a distribution each), by name: none for a path on a host.
         smp: Its guest may have several vCPUs, and its workload several flows: `build` gets the number of vCPUs too,
             and the settings have ``queues``.
+        vms: There may be several guests with such a NIC, and flows between them: `build` gets the number of guests as
+            ``vms``.
         streams: It carries TCP streams, and so packets larger than a frame.
     """
 
@@ -39,6 +41,7 @@ class Model:
     workloads: tuple[str, ...] = ("rr", "tx", "rx")
     costs: Callable[[Any], dict[str, Any]] | None = None
     smp: bool = False
+    vms: bool = False
     streams: bool = False
 
 

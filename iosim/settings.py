@@ -19,6 +19,7 @@ from iosim.host.units import parse_cost, parse_count, parse_time
 MAX_REQUESTS = 100_000_000
 MOST_QUEUE_PAIRS = 8
 MOST_FLOWS = 64
+MOST_VMS = 16
 MOST_UNDER_WAY = 8192
 """Requests under way in a closed loop, of all flows: each is a connection of the client in ``rr``."""
 LARGEST_QUEUE = 32768
@@ -103,7 +104,7 @@ class WorkloadSettings(Settings):
         None, ge=1, le=1024, description="requests under way in a closed loop, in each flow; rr: 1, tx and rx: 32"
     )
     flows: Whole | None = Field(
-        None, ge=1, le=MOST_FLOWS, description="sockets, each with an application; one for each queue pair"
+        None, ge=1, le=MOST_FLOWS, description="sockets, each with an application; one for each queue pair of a guest"
     )
     rate: Number | None = Field(
         None,
@@ -122,6 +123,9 @@ class WorkloadSettings(Settings):
     )
     background_from: Literal["guest", "client"] = Field(
         "guest", description="who sends that stream: the guest, or (beside rr) the client"
+    )
+    peer: Literal["outside", "guest"] = Field(
+        "outside", description="the other end: outside, at the end of the wire; or a second guest on the same bridge"
     )
     think_time: Time = Field(0, description="time the guest's application works on a request")
     peer_delay: Time = Field(0, description="time the client waits after a reply (closed loop)")
@@ -146,9 +150,12 @@ class RunSettings(Settings):
 
 
 class GuestSettings(Settings):
-    """``guest.*``: the guest, where a model has more than one vCPU of it."""
+    """``guest.*``: the guest, where a model has more than one vCPU of it, and how many such guests there are."""
 
     vcpus: Whole | None = Field(None, ge=1, description="vCPUs (-smp), no more than queue pairs; one for each pair")
+    vms: Whole | None = Field(
+        None, ge=1, le=MOST_VMS, description="guests on the host, all alike; 1, or 2 with workload.peer=guest"
+    )
 
 
 class NicDescriptors(Settings):

@@ -14,8 +14,9 @@ from iosim.host.hosts import Cost, Host, Property
 from iosim.host.machine import Machine
 from iosim.host.pins import NONE, Pin, parse_pins, pin
 from iosim.host.units import parse_cost, parse_per_byte, parse_rate_bits, parse_time
-from iosim.model import Model, find
+from iosim.model import Model, find, names
 from iosim.settings import (
+    MOST_FLOWS,
     MOST_UNDER_WAY,
     GuestSettings,
     RunSettings,
@@ -25,7 +26,18 @@ from iosim.settings import (
     keys,
     parse_flag,
 )
-from iosim.workload.spec import CLIENT, CLOSED, DEFAULT_DEPTH, MAX_PAYLOAD, MAX_SEND, POISSON, STREAM_DEPTH, Workload
+from iosim.workload.spec import (
+    CLIENT,
+    CLOSED,
+    DEFAULT_DEPTH,
+    GUEST,
+    MAX_PAYLOAD,
+    MAX_SEND,
+    POISSON,
+    ROLES,
+    STREAM_DEPTH,
+    Workload,
+)
 
 GROUPS: Final = ("workload", "host", "guest", "device", "run")
 DEFAULT_SIZE: Final = {"rr": 1, "tx": 64, "rx": 64}
@@ -45,7 +57,8 @@ class Specification:
         host: Costs and properties, settings applied.
         host_name: The host as it was asked for.
         workload: The workload.
-        vcpus: vCPUs of the guest.
+        vcpus: vCPUs of a guest.
+        vms: Guests.
         device: The model's own settings.
         run: How long, and with which random numbers.
         warmup: Requests completed before the window opens.
@@ -61,6 +74,7 @@ class Specification:
     host_name: str
     workload: Workload
     vcpus: int
+    vms: int
     device: Settings
     run: RunSettings
     warmup: int
@@ -73,7 +87,8 @@ class Specification:
     def build(self) -> Machine:
         """Return the machine room of one run, its processes installed and not started."""
         guest = (self.vcpus,) if self.model.smp else ()
-        machine = self.model.build(self.host, self.workload, self.device, *guest)
+        vms = {"vms": self.vms} if self.model.vms else {}
+        machine = self.model.build(self.host, self.workload, self.device, *guest, **vms)
         add_hogs(machine.system, self.hogs)
         pin(machine.system, self.pins, f"host.{PIN}")
         return machine
@@ -115,6 +130,7 @@ class Specification:
             "workload.background": w.background,
             "workload.background_depth": w.background_depth,
             "workload.background_from": w.background_from,
+            "workload.peer": w.peer,
         }
         for name, prop in self.host.properties.items():
             kind = hosts.PROPERTY_PARSERS[name]
@@ -130,6 +146,8 @@ class Specification:
                 out[key] = value
         if self.model.smp:
             out["guest.vcpus"] = self.vcpus
+        if self.model.vms:
+            out["guest.vms"] = self.vms
         for name, value in self.device.model_dump().items():
             out[f"device.{name}"] = value
         out["run.requests"] = self.run.requests if self.run.duration is None else None
@@ -153,10 +171,16 @@ def valid_keys(model: Model) -> list[str]:
         f"host.{CONSTANT_COSTS}",
         *(f"host.{name}" for name in hosts.LOAD_MEANINGS),
         *(f"host.costs.{name}" for name in costs.NAMES[: costs.HOST_COSTS]),
-        *(keys(GuestSettings, "guest") if model.smp else []),
+        *(f"guest.{name}" for name in guest_settings(model)),
         *keys(model.settings, "device"),
         *keys(RunSettings, "run"),
     ]
+
+
+def guest_settings(model: Model) -> list[str]:
+    """Return the ``guest.*`` settings that a model knows, by name."""
+    known = {"vcpus": model.smp, "vms": model.vms}
+    return [name for name in GuestSettings.model_fields if known[name]]
 
 
 def specify(
@@ -198,12 +222,15 @@ def specify(
     cpus = int(applied.properties["cpus"].value)
     device: Settings = check(found.settings, groups["device"], "device")
     pairs = int(getattr(device, "queues", 1)) if found.smp else 1
+    guest = _guest(groups["guest"], found)
+    vms = _vms(guest, wanted, found)
     specification = Specification(
         model=found,
         host=applied,
         host_name=chosen.name,
-        workload=_workload(wanted, found, pairs),
-        vcpus=_vcpus(groups["guest"], found, pairs),
+        workload=_workload(wanted, found, pairs, vms),
+        vcpus=_vcpus(guest, pairs),
+        vms=vms,
         device=device,
         run=run,
         warmup=_warmup(run),
@@ -228,10 +255,49 @@ def _hogs(given: Any, cpus: int) -> int:
     return given
 
 
-def _vcpus(given: Mapping[str, Any], model: Model, pairs: int) -> int:
-    if given and not model.smp:
-        raise unknown("setting", f"guest.{next(iter(given))}", valid_keys(model))
+def _guest(given: Mapping[str, Any], model: Model) -> GuestSettings:
+    for name in given:
+        if name == "vms" and not model.vms:
+            raise IosimError(f"{model.name} plays one guest; {_with_vms()} play several", "guest.vms")
+        if name not in guest_settings(model):
+            raise unknown("setting", f"guest.{name}", valid_keys(model))
     guest: GuestSettings = check(GuestSettings, given, "guest")
+    return guest
+
+
+def _with_vms() -> str:
+    """The models that play several guests, as text."""
+    found = [name for name in names() if find(name).vms]
+    return f"{', '.join(found[:-1])} and {found[-1]}"
+
+
+def _vms(guest: GuestSettings, w: WorkloadSettings, model: Model) -> int:
+    if w.peer != GUEST:
+        return guest.vms or 1
+    if not model.vms:
+        raise IosimError(f"{model.name} plays one guest; {_with_vms()} play two", "workload.peer")
+    if w.name not in ROLES:
+        raise IosimError(
+            f"in {w.name} packets come from outside; between guests it is tx, which ends at the receiver's application",
+            "workload.peer",
+        )
+    if w.background:
+        raise IosimError("no stream is played beside workload.peer=guest; leave one of them out", "workload.background")
+    if w.peer_delay:
+        raise IosimError(
+            "a client in a guest does not wait after a reply; leave this out, or give a workload.rate in its place",
+            "workload.peer_delay",
+        )
+    vms = 2 if guest.vms is None else guest.vms
+    if vms % 2:
+        raise IosimError(
+            f"{_count(vms, 'guest')}: with workload.peer=guest each has its peer in another; give an even number",
+            "guest.vms",
+        )
+    return vms
+
+
+def _vcpus(guest: GuestSettings, pairs: int) -> int:
     vcpus = pairs if guest.vcpus is None else guest.vcpus
     if vcpus > pairs:
         raise IosimError(
@@ -242,15 +308,29 @@ def _vcpus(given: Mapping[str, Any], model: Model, pairs: int) -> int:
     return vcpus
 
 
-def _flows(given: int | None, model: Model, pairs: int) -> int:
-    flows = pairs if given is None else given
-    if flows > 1 and not model.smp:
-        raise IosimError(f"{model.name} plays one flow, not {flows}", "workload.flows")
+def _flows(given: int | None, model: Model, pairs: int, vms: int) -> int:
+    """How many flows there are; of ``vms`` guests at one end of them each has ``pairs`` queue pairs."""
+    least = pairs * vms
+    flows = least if given is None else given
+    if flows > vms and not model.smp:
+        each = " in each guest" if vms > 1 else ""
+        raise IosimError(f"{model.name} plays one flow{each}, not {flows}", "workload.flows")
+    if flows < least and vms > 1:
+        raise IosimError(
+            f"{_count(flows, 'flow')} for {vms} guests with {_count(pairs, 'queue pair')} each: some would do nothing; "
+            f"give {least} or more, or fewer guest.vms",
+            "workload.flows",
+        )
     if flows < pairs:
         raise IosimError(
             f"{_count(flows, 'flow')} for {pairs} queue pairs: a flow is sent by one of them, others would do nothing; "
             f"give {pairs} or more, or fewer device.queues",
             "workload.flows",
+        )
+    if flows > MOST_FLOWS:
+        raise IosimError(
+            f"{vms} guests with {_count(pairs, 'queue pair')} each have {flows} flows; the most is {MOST_FLOWS}",
+            "guest.vms",
         )
     return flows
 
@@ -259,7 +339,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _workload(w: WorkloadSettings, model: Model, pairs: int) -> Workload:
+def _workload(w: WorkloadSettings, model: Model, pairs: int, vms: int) -> Workload:
     if w.name not in model.workloads:
         raise IosimError(
             f"{model.name} plays {', '.join(model.workloads)}, not {w.name}", "workload.name"
@@ -269,6 +349,12 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int) -> Workload:
     if size > MAX_PAYLOAD and not stream:
         raise IosimError(
             f"{size} bytes do not fit one Ethernet frame; the largest is {MAX_PAYLOAD} (1500 less IP and UDP headers)",
+            "workload.size",
+        )
+    if stream and w.peer == GUEST:
+        raise IosimError(
+            f"{size} bytes a send call are a TCP stream, which does not go from guest to guest; the largest packet is "
+            f"{MAX_PAYLOAD}",
             "workload.size",
         )
     if size > MAX_SEND:
@@ -293,14 +379,14 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int) -> Workload:
             "workload.rate",
         )
     depth = (STREAM_DEPTH if stream else DEFAULT_DEPTH[w.name]) if w.depth is None else w.depth
-    flows = _flows(w.flows, model, pairs)
+    flows = _flows(w.flows, model, pairs, vms // 2 if w.peer == GUEST else vms)
     if arrivals == CLOSED and depth * flows > MOST_UNDER_WAY:
         raise IosimError(
             f"{depth} requests in each of {flows} flows are {depth * flows} under way; the most is {MOST_UNDER_WAY}",
             "workload.depth",
         )
     rate, behind = w.rate or 0.0, (w.background, w.background_depth, w.background_from)
-    return Workload(w.name, size, depth, rate, arrivals, w.think_time, w.peer_delay, flows, *behind)
+    return Workload(w.name, size, depth, rate, arrivals, w.think_time, w.peer_delay, flows, *behind, w.peer)
 
 
 def _warmup(run: RunSettings) -> int:

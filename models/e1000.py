@@ -37,7 +37,7 @@ from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings, Whole
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_MODERATION, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
@@ -125,18 +125,26 @@ def tap_send(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
         yield from queue_work(q.work, TAP)
 
 
-def build(host: Host, workload: Workload, settings: E1000Settings) -> Machine:
+def build(host: Host, workload: Workload, settings: E1000Settings, vms: int = 1) -> Machine:
     """Put the path together for one run."""
     buffers = settings.tx_descriptors + settings.rx_descriptors
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers)
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers, vms=vms)
+    for guest in room.guests:
+        with guest.names():
+            connect(guest, settings)
+    return room.machine
+
+
+def connect(room: GuestRoom, settings: E1000Settings) -> None:
+    """Give a guest its NIC, in a QEMU of its own."""
     loop = MainLoop(room.machine, items=2)
-    room.network.tap[0].reader = loop.work
-    room.network.tap[0].reader_item = TAP
+    room.tap[0].reader = loop.work
+    room.tap[0].reader_item = TAP
     device = E1000(
         room.machine,
         room.vcpu,
         loop,
-        NetClient(room.network, room.milestones, settings.hub),
+        NetClient(room.network, room.milestones, settings.hub, room.tap[0]),
         room.milestones,
         NOTIFY,
         tx_size=settings.tx_descriptors,
@@ -145,12 +153,11 @@ def build(host: Host, workload: Workload, settings: E1000Settings) -> Machine:
     )
     # An 82540EM completes checksums, and QEMU does for it (putsum).
     offloads = Offloads(csum=True, tso=settings.ethtool_tso, gso=settings.ethtool_gso)
-    driver = E1000Driver(room.machine, room.vcpu, room.sockets, device, room.milestones, offloads)
-    room.machine.parts["device"] = device
+    driver = E1000Driver(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, offloads)
+    room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
         room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
-    return room.machine
 
 
 MODEL: Final = Model(
@@ -159,4 +166,5 @@ MODEL: Final = Model(
     settings=E1000Settings,
     build=build,
     streams=True,
+    vms=True,
 )

@@ -36,7 +36,7 @@ from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
@@ -121,21 +121,29 @@ def tap_send(s: NE2000, q: MainLoop) -> Generator[Effect, None, None]:
         yield from queue_work(q.work, TAP)
 
 
-def build(host: Host, workload: Workload, settings: NE2000Settings) -> Machine:
+def build(host: Host, workload: Workload, settings: NE2000Settings, vms: int = 1) -> Machine:
     """Put the path together for one run."""
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=3)
+    buffers = 3
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers, vms=vms)
+    for guest in room.guests:
+        with guest.names():
+            connect(guest, settings)
+    return room.machine
+
+
+def connect(room: GuestRoom, settings: NE2000Settings) -> None:
+    """Give a guest its NIC, in a QEMU of its own."""
     loop = MainLoop(room.machine, items=2)
-    room.network.tap[0].reader = loop.work
-    room.network.tap[0].reader_item = TAP
-    client = NetClient(room.network, room.milestones, settings.hub)
+    room.tap[0].reader = loop.work
+    room.tap[0].reader_item = TAP
+    client = NetClient(room.network, room.milestones, settings.hub, room.tap[0])
     device = NE2000(room.machine, room.vcpu, loop, client, room.milestones)
-    driver = EiDevice(room.machine, room.vcpu, room.sockets, device, room.milestones, no_offloads())
-    room.machine.parts["device"] = device
+    driver = EiDevice(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, no_offloads())
+    room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
         room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
     room.system.process("neighbour", neighbour(device, loop))
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
-    return room.machine
 
 
 MODEL: Final = Model(
@@ -144,4 +152,5 @@ MODEL: Final = Model(
     settings=NE2000Settings,
     build=build,
     streams=True,
+    vms=True,
 )

@@ -34,7 +34,7 @@ from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
@@ -105,28 +105,36 @@ def tap_send(s: RTL8139, q: MainLoop) -> Generator[Effect, None, None]:
         yield from queue_work(q.work, TAP)
 
 
-def build(host: Host, workload: Workload, settings: RTL8139Settings) -> Machine:
+def build(host: Host, workload: Workload, settings: RTL8139Settings, vms: int = 1) -> Machine:
     """Put the path together for one run."""
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=CP_TX_RING_SIZE + CP_RX_RING_SIZE)
+    buffers = CP_TX_RING_SIZE + CP_RX_RING_SIZE
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, vectors=1, buffers=buffers, vms=vms)
+    for guest in room.guests:
+        with guest.names():
+            connect(guest, settings)
+    return room.machine
+
+
+def connect(room: GuestRoom, settings: RTL8139Settings) -> None:
+    """Give a guest its NIC, in a QEMU of its own."""
     loop = MainLoop(room.machine, items=1)
-    room.network.tap[0].reader = loop.work
-    room.network.tap[0].reader_item = TAP
+    room.tap[0].reader = loop.work
+    room.tap[0].reader_item = TAP
     device = RTL8139(
         room.machine,
         room.vcpu,
         loop,
-        NetClient(room.network, room.milestones, settings.hub),
+        NetClient(room.network, room.milestones, settings.hub, room.tap[0]),
         room.milestones,
         tx_size=CP_TX_RING_SIZE,
         rx_size=CP_RX_RING_SIZE,
         mmio=settings.mmio,
     )
-    driver = CpPrivate(room.machine, room.vcpu, room.sockets, device, room.milestones, no_offloads())
-    room.machine.parts["device"] = device
+    driver = CpPrivate(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, no_offloads())
+    room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
         room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
-    return room.machine
 
 
 MODEL: Final = Model(
@@ -135,4 +143,5 @@ MODEL: Final = Model(
     settings=RTL8139Settings,
     build=build,
     streams=True,
+    vms=True,
 )

@@ -27,6 +27,7 @@ from iosim.effects import TASK, Effect, spend, spin, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.socket import sendmsg
+from iosim.guest.tcp import Offloads
 from iosim.guest.virtio_net import (
     PAIR,
     RX,
@@ -54,7 +55,7 @@ from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
 from iosim.settings import TapQueuePairs, Whole
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
@@ -125,7 +126,7 @@ class VhostNet:
     )  # fmt: skip
 
     def __init__(
-        self, room: NetworkRoom, tap: TapQueue, work: WorkQueue, driver: VirtioNet, settings: VhostNetSettings
+        self, room: GuestRoom, tap: TapQueue, work: WorkQueue, driver: VirtioNet, settings: VhostNetSettings
     ) -> None:
         self.room = room
         self.tap = tap
@@ -421,9 +422,8 @@ def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, No
     return wanted
 
 
-def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1) -> Machine:
+def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1, vms: int = 1) -> Machine:
     """Put the path together for one run."""
-    pairs = settings.queues
     offloads = virtio_offloads(
         csum=settings.csum,
         host_tso4=settings.host_tso4,
@@ -434,20 +434,33 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
         guest_tso4=settings.guest_tso4,
         ethtool_gro=settings.ethtool_gro,
     )
+    # Where no GSO packets come, a buffer without mergeable ones is for one frame.
     big = not settings.mrg_rxbuf and offloads.guest_tso4
     merged = settings.mrg_rxbuf and any(workload.received)
     buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big, merged)
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, settings.queues, vcpus, vms)
+    tap_set_offload(room.network, offloads.guest_csum, offloads.guest_tso4)
+    for guest in room.guests:
+        with guest.names():
+            connect(guest, settings, offloads, big, merged)
+    return room.machine
+
+
+def connect(room: GuestRoom, settings: VhostNetSettings, offloads: Offloads, big: bool, merged: bool) -> None:
+    """Give a guest its NIC, and a worker for each queue pair.
+
+    ``big``: its receive buffers are chains; ``merged``: it receives streams in mergeable ones.
+    """
+    pairs = settings.queues
     system = room.system
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
     loop = MainLoop(room.machine, items=PAIR * pairs, runs=mode == INTX)
     softnets, pcis = transports(
         room.machine, room.vcpus, loop, pairs, mode=mode, legacy=settings.disable_modern, ioeventfd=True
     )
-    tap_set_offload(room.network, offloads.guest_csum, offloads.guest_tso4)
     drivers: list[VirtioNet] = []
     for i in range(pairs):
-        tap = room.network.tap[i]
+        tap = room.tap[i]
         tap.reader = WorkQueue(system, instance("vhost worker", i), items=3)
         tap.reader_item = TAP
         driver = VirtioNet(
@@ -455,7 +468,7 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
             softnets[i],
             i,
             room.sockets,
-            room.sockets[i::pairs],
+            room.mine[i::pairs],
             room.milestones,
             pcis[i],
             tap.reader,
@@ -467,22 +480,21 @@ def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int
             packed=settings.packed,
             indirect=settings.indirect,
             big=big,
-            frame=workload.frame,
+            frame=room.workload.frame,
             offloads=offloads,
             merged=merged,
         )
         drivers.append(driver)
-        room.machine.parts[instance("driver", i)] = driver
+        room.machine.parts[instance("driver", room.number * pairs + i)] = driver
     for i, a in enumerate(room.applications):
         system.process(instance("application", i), application(a, drivers[i % pairs]), a.vcpu.thread, TASK)
     for i, driver in enumerate(drivers):
         # At start vhost polls both eventfds and the tap, with notification on, as QEMU left the queues.
-        vhost = VhostNet(room, room.network.tap[i], room.network.tap[i].reader, driver, settings)
+        vhost = VhostNet(room, room.tap[i], room.tap[i].reader, driver, settings)
         thread = system.thread("vhost" if pairs == 1 else f"vhost-{i}")
         system.process(instance("vhost worker", i), vhost_worker(vhost), thread)
     if mode == INTX:
         system.process("qemu main loop", guest_notifiers(pcis[0]), loop.thread)
-    return room.machine
 
 
 MODEL: Final = Model(
@@ -491,5 +503,6 @@ MODEL: Final = Model(
     settings=VhostNetSettings,
     build=build,
     smp=True,
+    vms=True,
     streams=True,
 )

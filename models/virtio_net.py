@@ -26,6 +26,7 @@ from pydantic import Field
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
+from iosim.guest.tcp import Offloads
 from iosim.guest.virtio_net import (
     PAIR,
     RX,
@@ -50,7 +51,7 @@ from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.settings import Flag, TapQueuePairs, Time, Whole
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
@@ -208,9 +209,8 @@ def mark_seen(q: QemuVirtioNet, row: int) -> None:
         mark(q.machine.table, row, q.milestones.rx_seen, q.machine.clock.now)
 
 
-def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: int = 1) -> Machine:
+def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: int = 1, vms: int = 1) -> Machine:
     """Put the path together for one run."""
-    pairs = settings.queues
     offloads = virtio_offloads(
         csum=settings.csum,
         host_tso4=settings.host_tso4,
@@ -226,16 +226,28 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
     big = not settings.mrg_rxbuf and offloads.guest_tso4
     merged = settings.mrg_rxbuf and any(workload.received)
     buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big, merged)
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, pairs, vcpus)
+    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, settings.queues, vcpus, vms)
+    tap_set_offload(room.network, offloads.guest_csum, offloads.guest_tso4)
+    for guest in room.guests:
+        with guest.names():
+            connect(guest, settings, offloads, big, merged)
+    return room.machine
+
+
+def connect(room: GuestRoom, settings: VirtioNetSettings, offloads: Offloads, big: bool, merged: bool) -> None:
+    """Give a guest its NIC, in a QEMU of its own.
+
+    ``big``: its receive buffers are chains; ``merged``: it receives streams in mergeable ones.
+    """
+    pairs = settings.queues
     loop = MainLoop(room.machine, items=ITEMS * pairs + 1)
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
     legacy, ioeventfd = settings.disable_modern, settings.ioeventfd
     softnets, pcis = transports(room.machine, room.vcpus, loop, pairs, mode=mode, legacy=legacy, ioeventfd=ioeventfd)
     drivers: list[VirtioNet] = []
-    tap_set_offload(room.network, offloads.guest_csum, offloads.guest_tso4)
     qemu: list[QemuVirtioNet] = []
     for i in range(pairs):
-        tap = room.network.tap[i]
+        tap = room.tap[i]
         tap.reader = loop.work
         tap.reader_item = ITEMS * i + TAP
         driver = VirtioNet(
@@ -243,7 +255,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
             softnets[i],
             i,
             room.sockets,
-            room.sockets[i::pairs],
+            room.mine[i::pairs],
             room.milestones,
             pcis[i],
             loop.work,
@@ -255,7 +267,7 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
             packed=settings.packed,
             indirect=settings.indirect,
             big=big,
-            frame=workload.frame,
+            frame=room.workload.frame,
             offloads=offloads,
             merged=merged,
         )
@@ -277,12 +289,11 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
         driver.qemu.append(device)
         drivers.append(driver)
         qemu.append(device)
-        room.machine.parts[instance("driver", i)] = driver
+        room.machine.parts[instance("driver", room.number * pairs + i)] = driver
     for i, a in enumerate(room.applications):
         process = application(a, drivers[i % pairs])
         room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(QemuNic(loop, qemu)), loop.thread)
-    return room.machine
 
 
 MODEL: Final = Model(
@@ -291,5 +302,6 @@ MODEL: Final = Model(
     settings=VirtioNetSettings,
     build=build,
     smp=True,
+    vms=True,
     streams=True,
 )

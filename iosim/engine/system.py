@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -85,10 +86,34 @@ class System:
         self.channels: list[str] = []
         self.locks: list[str] = []
         self.processes: list[ProcessSpec] = []
+        self._thread_prefix = ""
+        self._prefix = ""
+
+    @contextmanager
+    def prefixed(self, threads: str, others: str) -> Iterator[None]:
+        """Name what is added meanwhile with a prefix: the same parts once more, for another guest.
+
+        Args:
+            threads: Before the names of threads.
+            others: Before those of channels, locks and processes.
+
+        Example:
+            >>> system = System()
+            >>> with system.prefixed("vm1-", "vm1 "):
+            ...     worker, kick = system.thread("vhost"), system.channel("kick")
+            >>> system.threads[worker].name, system.channels[kick]
+            ('vm1-vhost', 'vm1 kick')
+        """
+        before = self._thread_prefix, self._prefix
+        self._thread_prefix, self._prefix = threads, others
+        try:
+            yield
+        finally:
+            self._thread_prefix, self._prefix = before
 
     def thread(self, name: str, priority: int = 0) -> int:
         """Add a thread; return its number."""
-        self.threads.append(ThreadSpec(name, priority))
+        self.threads.append(ThreadSpec(self._thread_prefix + name, priority))
         return len(self.threads) - 1
 
     def pin(self, thread: int, cpus: Iterable[int] | None) -> None:
@@ -114,6 +139,7 @@ class System:
 
     def channel(self, name: str) -> int:
         """Add a channel: a latched notification with one waiting process. Return its number."""
+        name = self._prefix + name
         if name in self.channels:
             raise ValueError(f"there is a channel '{name}' already")
         self.channels.append(name)
@@ -121,12 +147,12 @@ class System:
 
     def lock(self, name: str) -> int:
         """Add a lock; return its number."""
-        self.locks.append(name)
+        self.locks.append(self._prefix + name)
         return len(self.locks) - 1
 
     def process(self, name: str, generator: Process, thread: int = -1, level: int = TASK) -> None:
         """Add a process; processes start at time 0 in the order in which they are added."""
-        self.processes.append(ProcessSpec(name, generator, thread, level))
+        self.processes.append(ProcessSpec(self._prefix + name, generator, thread, level))
 
     def find_channel(self, name: str) -> int:
         """Return the number of a channel by its name."""

@@ -77,6 +77,7 @@ class Nic:
     Args:
         machine, vcpu, device, milestones: What it belongs to.
         sockets: The guest's sockets, by flow.
+        senders: Those that are its own.
         offloads: What is left to the device.
 
     Attributes:
@@ -89,7 +90,8 @@ class Nic:
 
     __slots__ = (
         "cb_to_clean", "cb_to_use", "cbs", "cbs_avail", "device", "handler_done", "machine", "milestones", "offloads",
-        "rfds", "ru_running", "rx_to_clean", "rx_to_use", "scheduled", "sockets", "softirq", "stopped", "vcpu",
+        "rfds", "ru_running", "rx_to_clean", "rx_to_use", "scheduled", "senders", "sockets", "softirq", "stopped",
+        "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +99,7 @@ class Nic:
         machine: Machine,
         vcpu: Vcpu,
         sockets: list[Socket],
+        senders: list[Socket],
         device: EEPRO100,
         milestones: DriverMilestones,
         offloads: Offloads,
@@ -104,6 +107,7 @@ class Nic:
         self.machine = machine
         self.vcpu = vcpu
         self.sockets = sockets
+        self.senders = senders
         self.offloads = offloads
         self.device = device
         self.milestones = milestones
@@ -270,7 +274,7 @@ def e100_tx_clean(nic: Nic) -> Generator[Effect, None, None]:
         cb = nic.cbs[nic.cb_to_clean]
     if cleaned and nic.stopped:
         nic.stopped = False
-        yield from netif_wake_queue(nic.sockets)
+        yield from netif_wake_queue(nic.senders)
 
 
 def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:

@@ -86,6 +86,7 @@ class E1000Driver:
     Args:
         machine, vcpu, device, milestones: What it belongs to.
         sockets: The guest's sockets, by flow.
+        senders: Those that are its own.
         offloads: What is left to the device.
 
     Attributes:
@@ -95,16 +96,16 @@ class E1000Driver:
         tx_socket, tx_segs, tx_bytecount: By a packet's last descriptor: its socket, its segments, and their bytes.
         last_tx_tso: The last packet was segmented by the device.
         data: Where all streams' data lie; nobody looks at them.
-        turn: Which of the sockets is woken first when the queue opens.
+        turn: Which of the senders is woken first when the queue opens.
         rx_next, rx_fill: The receive ring: next to take, next to give a buffer.
         itr: Interrupts a second the driver asks for; ``tx_itr`` and ``rx_itr`` its classes of traffic.
     """
 
     __slots__ = (
         "data", "device", "handler_done", "itr", "last_tx_tso", "machine", "milestones", "offloads", "rx_bytes",
-        "rx_fill", "rx_itr", "rx_next", "rx_packets", "scheduled", "sockets", "softirq", "stopped", "turn", "tx_buffer",
-        "tx_bytecount", "tx_bytes", "tx_clean", "tx_itr", "tx_next", "tx_packets", "tx_segs", "tx_socket", "tx_unused",
-        "tx_watch", "vcpu",
+        "rx_fill", "rx_itr", "rx_next", "rx_packets", "scheduled", "senders", "sockets", "softirq", "stopped", "turn",
+        "tx_buffer", "tx_bytecount", "tx_bytes", "tx_clean", "tx_itr", "tx_next", "tx_packets", "tx_segs", "tx_socket",
+        "tx_unused", "tx_watch", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +113,7 @@ class E1000Driver:
         machine: Machine,
         vcpu: Vcpu,
         sockets: list[Socket],
+        senders: list[Socket],
         device: E1000,
         milestones: DriverMilestones,
         offloads: Offloads,
@@ -119,6 +121,7 @@ class E1000Driver:
         self.machine = machine
         self.vcpu = vcpu
         self.sockets = sockets
+        self.senders = senders
         self.device = device
         self.offloads = offloads
         self.milestones = milestones
@@ -348,11 +351,11 @@ def e1000_wake_queue(d: E1000Driver) -> Generator[Effect, None, None]:
     """Open the queue; its senders come first in turn."""
     d.stopped = False
     i = 0
-    while i < len(d.sockets):
-        yield notify(d.sockets[d.turn].tx_wake)
-        d.turn = (d.turn + 1) % len(d.sockets)
+    while i < len(d.senders):
+        yield notify(d.senders[d.turn].tx_wake)
+        d.turn = (d.turn + 1) % len(d.senders)
         i += 1
-    d.turn = (d.turn + 1) % len(d.sockets)
+    d.turn = (d.turn + 1) % len(d.senders)
 
 
 def e1000_clean_rx(d: E1000Driver) -> Generator[Effect, None, int]:

@@ -103,6 +103,7 @@ class EiDevice:
     Args:
         machine, vcpu, device, milestones: What it belongs to.
         sockets: The guest's sockets, by flow.
+        senders: Those that are its own.
         offloads: What is left to the device.
 
     Attributes:
@@ -114,8 +115,8 @@ class EiDevice:
     """
 
     __slots__ = (
-        "backlog", "device", "handler_done", "line", "machine", "milestones", "offloads", "rx_skb", "sockets",
-        "softirq", "stopped", "tx1", "tx2", "tx_skb", "txing", "vcpu",
+        "backlog", "device", "handler_done", "line", "machine", "milestones", "offloads", "rx_skb", "senders",
+        "sockets", "softirq", "stopped", "tx1", "tx2", "tx_skb", "txing", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +124,7 @@ class EiDevice:
         machine: Machine,
         vcpu: Vcpu,
         sockets: list[Socket],
+        senders: list[Socket],
         device: NE2000,
         milestones: DriverMilestones,
         offloads: Offloads,
@@ -130,6 +132,7 @@ class EiDevice:
         self.machine = machine
         self.vcpu = vcpu
         self.sockets = sockets
+        self.senders = senders
         self.offloads = offloads
         self.device = device
         self.milestones = milestones
@@ -305,7 +308,7 @@ def ei_tx_intr(ei: EiDevice) -> Generator[Effect, None, None]:
             ei.tx1 = SENDING
     if ei.stopped:
         ei.stopped = False
-        yield from netif_wake_queue(ei.sockets)
+        yield from netif_wake_queue(ei.senders)
 
 
 def ei_receive(ei: EiDevice) -> Generator[Effect, None, None]:

@@ -70,6 +70,7 @@ class Pcnet32Private:
     Args:
         machine, vcpu, device, milestones: What it belongs to.
         sockets: The guest's sockets, by flow.
+        senders: Those that are its own.
         offloads: What is left to the device.
 
     Attributes:
@@ -81,7 +82,7 @@ class Pcnet32Private:
 
     __slots__ = (
         "cur_rx", "cur_tx", "device", "dirty_tx", "handler_done", "machine", "milestones", "offloads", "scheduled",
-        "sockets", "softirq", "stopped", "tx_full", "tx_skbuff", "vcpu",
+        "senders", "sockets", "softirq", "stopped", "tx_full", "tx_skbuff", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +90,7 @@ class Pcnet32Private:
         machine: Machine,
         vcpu: Vcpu,
         sockets: list[Socket],
+        senders: list[Socket],
         device: PCNet,
         milestones: DriverMilestones,
         offloads: Offloads,
@@ -96,6 +98,7 @@ class Pcnet32Private:
         self.machine = machine
         self.vcpu = vcpu
         self.sockets = sockets
+        self.senders = senders
         self.offloads = offloads
         self.device = device
         self.milestones = milestones
@@ -263,4 +266,4 @@ def pcnet32_tx(lp: Pcnet32Private) -> Generator[Effect, None, None]:
     if lp.tx_full and lp.stopped and lp.cur_tx - lp.dirty_tx < TX_RING_SIZE - 2:
         lp.tx_full = False
         lp.stopped = False
-        yield from netif_wake_queue(lp.sockets)
+        yield from netif_wake_queue(lp.senders)

@@ -76,6 +76,7 @@ class CpPrivate:
     Args:
         machine, vcpu, device, milestones: What it belongs to.
         sockets: The guest's sockets, by flow.
+        senders: Those that are its own.
         offloads: What is left to the device.
 
     Attributes:
@@ -84,8 +85,8 @@ class CpPrivate:
     """
 
     __slots__ = (
-        "device", "handler_done", "machine", "milestones", "offloads", "rx_tail", "scheduled", "sockets", "softirq",
-        "stopped", "tx_head", "tx_tail", "vcpu",
+        "device", "handler_done", "machine", "milestones", "offloads", "rx_tail", "scheduled", "senders", "sockets",
+        "softirq", "stopped", "tx_head", "tx_tail", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +94,7 @@ class CpPrivate:
         machine: Machine,
         vcpu: Vcpu,
         sockets: list[Socket],
+        senders: list[Socket],
         device: RTL8139,
         milestones: DriverMilestones,
         offloads: Offloads,
@@ -100,6 +102,7 @@ class CpPrivate:
         self.machine = machine
         self.vcpu = vcpu
         self.sockets = sockets
+        self.senders = senders
         self.offloads = offloads
         self.device = device
         self.milestones = milestones
@@ -223,7 +226,7 @@ def cp_tx(cp: CpPrivate) -> Generator[Effect, None, None]:
         yield from sock_wfree(cp.sockets[flow_of(m.flows, packet)])
     if cp.stopped and tx_buffs_avail(cp) > MAX_SKB_FRAGS + 1:
         cp.stopped = False
-        yield from netif_wake_queue(cp.sockets)
+        yield from netif_wake_queue(cp.senders)
 
 
 def net_rx_action(cp: CpPrivate) -> Generator[Effect, None, None]:

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from iosim.effects import Effect, spend
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_NET_QUEUE, SYS_READ, SYS_WRITE
-from iosim.host.network import Network, copy_packet, copy_packet_hot, tap_read, tap_transmit
+from iosim.host.network import Network, TapQueue, copy_packet, copy_packet_hot, tap_read, tap_transmit
 from iosim.requests import mark
 
 TAP_BURST: Final = 50
@@ -29,16 +29,14 @@ class NetClient:
         network: The host's network, with the tap.
         milestones: Where to stamp.
         hub: The NIC hangs on QEMU's hub (``-net``): one more net client on the way.
-
-    Attributes:
         tap: The tap's one queue.
     """
 
     __slots__ = ("hub", "milestones", "network", "tap")
 
-    def __init__(self, network: Network, milestones: ClientMilestones, hub: bool) -> None:
+    def __init__(self, network: Network, milestones: ClientMilestones, hub: bool, tap: TapQueue) -> None:
         self.network = network
-        self.tap = network.tap[0]
+        self.tap = tap
         self.milestones = milestones
         self.hub = hub
 

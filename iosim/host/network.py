@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 from iosim.effects import SOFTIRQ, Effect, notify, notify_after, sleep_until, spend, wait
@@ -57,6 +57,7 @@ class NetworkMilestones(Protocol):
     arrived: int
     nic_taken: int
     tap_queued: int
+    processed: int
     on_wire: int
     client_arrived: int
 
@@ -66,7 +67,11 @@ class TapQueue:
 
     Args:
         number: Its place among the tap's queues.
+        place: Its place among all taps' queues.
         limit: Frames it holds.
+        milestones: Those of the guest whose tap it is.
+        own, other: Where the tap's flows begin in `Network.steering`; and where they do for the other end, between
+            guests.
 
     Attributes:
         frames: The frames in it: rows.
@@ -74,10 +79,16 @@ class TapQueue:
         polled: Whether the reader polls it at present.
     """
 
-    __slots__ = ("frames", "number", "polled", "reader", "reader_item")
+    __slots__ = ("frames", "milestones", "number", "other", "own", "place", "polled", "reader", "reader_item")
 
-    def __init__(self, number: int, limit: int) -> None:
+    def __init__(
+        self, number: int, place: int, limit: int, milestones: NetworkMilestones, own: int = 0, other: int = 0
+    ) -> None:
         self.number = number
+        self.place = place
+        self.milestones = milestones
+        self.own = own
+        self.other = other
         self.frames = Fifo(limit)
         self.polled = True
         self.reader: WorkQueue
@@ -94,9 +105,11 @@ class Network:
         wire_bytes: Bytes of a frame on the wire.
         propagation: ps from one end of the wire to the other.
         tap_limit: Frames each queue of the tap holds.
-        queues: Queues of the tap, or of the NIC where packets bypass the host's kernel.
+        queues: Queues of each tap, or of the NIC where packets bypass the host's kernel.
+        guests: Taps: one for each guest.
+        homes: The guest of each flow. Between guests two such lists, for either end.
+        views: Where to stamp for the guests of either list; without them as ``milestones`` says.
         bypass: The NIC is not the host kernel's: there is nothing but the wire, and who has the NIC serves its ends.
-        flows: Flows that use it, where there are more than those of the requests.
         qdisc: The queueing discipline of the host's NIC. None: all packets are single frames and there is one queue,
             so that it makes no difference to the NIC's own.
         nic_tso: The NIC segments GSO packets.
@@ -109,17 +122,19 @@ class Network:
         running: Some thread moves packets from the queueing discipline to the NIC.
         dql: How much the NIC may have; ``sent`` is what it has sent, bytes, ever.
         tx_done: The channel by which the NIC tells that it has sent something, unless ``tx_irq_pending`` already.
-        tap: The tap's queues.
-        steering: The queue that each flow's frames are put into: the tap's (see `automq`), or the NIC's (RSS).
+        tap: The taps' queues, guest by guest.
+        steering: The place of the queue that each flow's frames are put into: among the taps' in ``tap`` (see
+            `automq`), for each end that is a guest; or among the NIC's (RSS).
+        between_guests: Frames go from one tap into another; there is no NIC and no wire.
         to_client: Frames on the wire to the client: rows, with arrival times in ``to_client_at``.
         client: The channel notified when a frame leaves for the client.
     """
 
     __slots__ = (
-        "client", "dql", "frame", "from_client", "from_client_at", "gro", "gso_skb", "irq", "irq_pending", "machine",
-        "milestones", "nic", "nic_gro", "nic_tso", "nic_tx", "propagation", "qdisc", "queued", "running", "rx_ring",
-        "sent", "softirq", "steering", "tap", "tap_csum", "tap_tso4", "to_client", "to_client_at", "tx_done",
-        "tx_irq_pending", "wire_bytes", "wire_in",
+        "between_guests", "client", "dql", "frame", "from_client", "from_client_at", "gro", "gso_skb", "irq",
+        "irq_pending", "machine", "milestones", "nic", "nic_gro", "nic_tso", "nic_tx", "propagation", "qdisc", "queued",
+        "running", "rx_ring", "sent", "softirq", "steering", "tap", "tap_csum", "tap_tso4", "to_client", "to_client_at",
+        "tx_done", "tx_irq_pending", "wire_bytes", "wire_in",
     )  # fmt: skip
 
     def __init__(
@@ -132,8 +147,10 @@ class Network:
         propagation: int,
         tap_limit: int,
         queues: int = 1,
+        guests: int = 1,
+        homes: Sequence[Sequence[int]] = ((0,),),
+        views: Sequence[NetworkMilestones] = (),
         bypass: bool = False,
-        flows: int = 0,
         qdisc: Qdisc | None = None,
         nic_tso: bool = True,
         nic_gro: bool = True,
@@ -144,10 +161,19 @@ class Network:
         self.frame = frame
         self.wire_bytes = wire_bytes
         self.propagation = propagation
-        self.tap = [TapQueue(number, tap_limit) for number in range(queues)]
+        self.between_guests = len(homes) > 1
+        flows = len(homes[0])
+        self.tap: list[TapQueue] = []
+        for place in range(guests * queues):
+            side = place // queues % len(homes)
+            view = views[side] if views else milestones
+            other = (len(homes) - 1 - side) * flows
+            self.tap.append(TapQueue(place % queues, place, tap_limit, view, side * flows, other))
         # tun_automq_select_queue: a flow that has sent nothing yet goes where its hash says. In a NIC all do, always.
         spread = rss_queue if bypass else reciprocal_scale
-        self.steering = [spread(flow_hash(flow), queues) for flow in range(flows or machine.flows.count)]
+        self.steering = [
+            guest * queues + spread(flow_hash(flow), queues) for side in homes for flow, guest in enumerate(side)
+        ]
         self.queued = qdisc is not None
         self.qdisc = qdisc or Qdisc(False, 1)
         self.nic_tso = nic_tso
@@ -173,7 +199,7 @@ class Network:
         self.irq = system.channel("host NIC interrupt")
         self.irq_pending = False
         self.softirq = -1
-        if not bypass:
+        if not bypass and not self.between_guests:
             self.softirq = system.thread("host-softirq", priority=1)
             system.process("host NIC transmit", nic_transmit(self))
             system.process("host NIC receive", nic_receive(self))
@@ -217,12 +243,19 @@ def copy_packet_hot(net: Network, packet: int) -> Generator[Effect, None, None]:
 
 
 def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, None, None]:
-    """What a write to a queue of the tap does in the kernel once the frame is copied: skb, bridge, NIC driver."""
+    """What a write to a queue of the tap does in the kernel once the frame is copied: skb, bridge, NIC driver.
+
+    Between guests the bridge's other port is a tap, whose ``ndo_start_xmit`` runs on this thread as well.
+    """
     yield spend(TAP_WRITE)
     if len(net.tap) > 1:
         automq(net, tap, row)
+    if net.between_guests:
+        mark(net.machine.table, row, tap.milestones.processed, net.machine.clock.now)
     yield spend(BRIDGE)
-    if net.queued:
+    if net.between_guests:
+        yield from tun_net_xmit(net, row, tap.other)
+    elif net.queued:
         yield from dev_queue_xmit(net, row)
     else:
         yield spend(NIC_TX)
@@ -306,7 +339,7 @@ def net_tx_action(net: Network) -> Generator[Effect, None, None]:
 
 def automq(net: Network, tap: TapQueue, row: int) -> None:
     """Remember the queue that a flow sent by: what comes for the flow is put into the same (tun_flow_update)."""
-    net.steering[flow_of(net.machine.flows, row)] = tap.number
+    net.steering[tap.own + flow_of(net.machine.flows, row)] = tap.place
 
 
 def nic_transmit(net: Network) -> Generator[Effect, None, None]:
@@ -431,32 +464,35 @@ def br_forward(net: Network, packet: int) -> Generator[Effect, None, None]:
             segment = sized(packet, size)
             if left > 0:
                 segment = sized(stream_packet(flow_of(net.machine.flows, packet)), size)
-            yield from tun_net_xmit(net, segment)
+            yield from tun_net_xmit(net, segment, 0)
     else:
-        yield from tun_net_xmit(net, packet)
-
-
-def tun_net_xmit(net: Network, packet: int) -> Generator[Effect, None, None]:
-    """Put a packet into its flow's queue of the tap, and tell the reader."""
-    m = net.machine
-    yield spend(TAP_QUEUE)
-    if payload(packet) > 0:
-        m.counters.n[count.STREAM_TAP_PACKETS] += 1
-    tap = net.tap[net.steering[flow_of(m.flows, packet)]]
-    if put(tap.frames, packet):
-        mark(m.table, packet, net.milestones.tap_queued, m.clock.now)
-        if tap.polled:
-            yield from queue_work(tap.reader, tap.reader_item)
-        else:
-            yield from show_poller(tap.reader)
-    else:
-        yield from drop(m.window, packet, TAP_FULL)
+        yield from tun_net_xmit(net, packet, 0)
 
 
 def tap_set_offload(net: Network, csum: bool, tso4: bool) -> None:
     """What the tap takes, for all its queues: QEMU sets it when the guest has chosen its features (TUNSETOFFLOAD)."""
     net.tap_csum = csum
     net.tap_tso4 = tso4
+
+
+def tun_net_xmit(net: Network, packet: int, end: int) -> Generator[Effect, None, None]:
+    """Put a packet into its flow's queue of the tap at one end of it, whose flows begin there in ``steering``.
+
+    A full queue drops it, and its sender learns nothing.
+    """
+    m = net.machine
+    yield spend(TAP_QUEUE)
+    if payload(packet) > 0:
+        m.counters.n[count.STREAM_TAP_PACKETS] += 1
+    tap = net.tap[net.steering[end + flow_of(m.flows, packet)]]
+    if put(tap.frames, packet):
+        mark(m.table, packet, tap.milestones.tap_queued, m.clock.now)
+        if tap.polled:
+            yield from queue_work(tap.reader, tap.reader_item)
+        else:
+            yield from show_poller(tap.reader)
+    else:
+        yield from drop(m.window, packet, TAP_FULL)
 
 
 def tap_read(tap: TapQueue) -> int:

@@ -15,9 +15,10 @@ from pathlib import Path as _FilePath
 
 from iosim.errors import IosimError
 from iosim.qemu.build import build
-from iosim.qemu.command_line import read_command_line
+from iosim.qemu.command_line import read_command_line, read_command_lines
 from iosim.qemu.machine import Disk, Machine, Nic, PciDevice
 from iosim.qemu.path import Path, network_path
+from iosim.qemu.several import network_paths
 from iosim.qemu.show import render, to_dict
 
 __all__ = [
@@ -27,8 +28,11 @@ __all__ = [
     "Path",
     "PciDevice",
     "network_path",
+    "network_paths",
     "parse",
+    "parse_all",
     "read_file",
+    "read_machines",
     "render",
     "to_dict",
 ]
@@ -50,6 +54,20 @@ def parse(text: str, source: str) -> Machine:
     return build(read_command_line(text, source))
 
 
+def parse_all(text: str, source: str) -> list[Machine]:
+    """Build the machines of all QEMU commands in ``text``: guests of one host.
+
+    Raises:
+        IosimError: As for :func:`parse`.
+
+    Example:
+        >>> two = "kvm -net nic -net tap -daemonize; kvm -net nic,macaddr=52:54:00:12:34:57 -net tap"
+        >>> [machine.nics[0].model for machine in parse_all(two, "example")]
+        ['e1000', 'e1000']
+    """
+    return [build(line) for line in read_command_lines(text, source)]
+
+
 def read_file(path: str | os.PathLike[str]) -> Machine:
     """Build the machine of the QEMU command in a file.
 
@@ -59,6 +77,19 @@ def read_file(path: str | os.PathLike[str]) -> Machine:
     Raises:
         IosimError: As for :func:`parse`, or the file cannot be read as text.
     """
+    return parse(_text(path), os.fspath(path))
+
+
+def read_machines(path: str | os.PathLike[str]) -> list[Machine]:
+    """Build the machines of all QEMU commands in a file.
+
+    Raises:
+        IosimError: As for :func:`read_file`.
+    """
+    return parse_all(_text(path), os.fspath(path))
+
+
+def _text(path: str | os.PathLike[str]) -> str:
     source = os.fspath(path)
     try:
         with _FilePath(path).open("rb") as file:
@@ -74,4 +105,4 @@ def read_file(path: str | os.PathLike[str]) -> Machine:
         text = "\0"
     if "\0" in text:
         raise IosimError("is not a text file; it should hold a QEMU command line", source)
-    return parse(text, source)
+    return text

@@ -66,7 +66,22 @@ class CommandLine:
 
 
 def read_command_line(text: str, source: str) -> CommandLine:
-    """Find the one QEMU command in ``text`` and read its options.
+    """Find the one QEMU command in ``text`` and read its options (see `read_command_lines`).
+
+    Raises:
+        IosimError: There are several; and as there.
+    """
+    first, *others = read_command_lines(text, source)
+    if others:
+        raise IosimError(
+            f"a second QEMU command (the first is in line {first.line}); one file holds one machine",
+            f"{source}:{others[0].line}",
+        )
+    return first
+
+
+def read_command_lines(text: str, source: str) -> list[CommandLine]:
+    """Find the QEMU commands in ``text`` and read their options; the first has the notes.
 
     Other commands (``modprobe vhost_net``, ``set -e``) are passed over with a note.
 
@@ -75,8 +90,8 @@ def read_command_line(text: str, source: str) -> CommandLine:
         source: The name of the file, for errors.
 
     Raises:
-        IosimError: There is no QEMU command or more than one, an option that QEMU does not have, an option
-            without its argument, or text no shell would take.
+        IosimError: There is no QEMU command, an option that QEMU does not have, an option without its argument, or
+            text no shell would take.
     """
     found: list[list[Word]] = []
     notes: list[str] = []
@@ -102,16 +117,13 @@ def read_command_line(text: str, source: str) -> CommandLine:
             notes.append(f"{where}: '{command[0].text}' is passed over; iosim reads the QEMU command")
     if not found:
         raise IosimError("there is no QEMU command in it (kvm, qemu-kvm or qemu-system-x86_64 ...)", source)
-    if len(found) > 1:
-        raise IosimError(
-            f"a second QEMU command (the first is in line {found[0][0].line}); one file holds one machine",
-            f"{source}:{found[1][0].line}",
-        )
-    program, *rest = found[0]
-    _refuse_other_architectures(program, source)
-    return CommandLine(
-        source, _base_name(program.text), program.line, tuple(_options(rest, source)), tuple(notes)
-    )
+    lines: list[CommandLine] = []
+    for program, *rest in found:
+        _refuse_other_architectures(program, source)
+        said = () if lines else tuple(notes)
+        name = _base_name(program.text)
+        lines.append(CommandLine(source, name, program.line, tuple(_options(rest, source)), said))
+    return lines
 
 
 def _base_name(program: str) -> str:

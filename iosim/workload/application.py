@@ -11,13 +11,13 @@ from iosim.guest.scheduler import RunQueue, cond_resched
 from iosim.guest.socket import Socket, recvmsg
 from iosim.host import counters as count
 from iosim.host.costs import GUEST_TIMER, GUEST_WAKEUP, INTERARRIVAL, THINK_TIME
-from iosim.host.flows import remember
+from iosim.host.flows import flow_of, remember
 from iosim.host.kvm import Vcpu, arm_timer, deliver_interrupt, eoi_edge, irq_enter, irq_return
 from iosim.host.machine import Machine
 from iosim.host.packets import LAST, stream_packet
 from iosim.window import SENDER, complete, drop, new_request
 from iosim.workload.client import BACKLOG, Client, return_credit
-from iosim.workload.spec import RX, STREAM, TX, Workload
+from iosim.workload.spec import REQUEST, RX, STREAM, TX, Workload
 
 
 class Application:
@@ -30,13 +30,17 @@ class Application:
         kind: What it does, where that is not the workload's own.
 
     Attributes:
-        kind: ``RR``, ``TX``, ``RX``, ``STREAM`` or ``SINK``.
+        kind: ``RR``, ``TX``, ``RX``, ``STREAM``, ``SINK`` or ``REQUEST``.
         arrivals: Packets of an open loop that are due: rows.
         armed: The guest has set its timer for the next one.
+        depth: Requests that it has under way as a client.
+        under_way: How many there are at present.
+        lost: Those of them whose time is over.
     """
 
     __slots__ = (
-        "armed", "arrivals", "client", "kind", "machine", "open_loop", "runqueue", "socket", "task", "timer", "vcpu",
+        "armed", "arrivals", "client", "depth", "kind", "lost", "machine", "open_loop", "runqueue", "socket",
+        "task", "timer", "under_way", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -61,11 +65,14 @@ class Application:
         self.timer = timer
         self.arrivals = Fifo(BACKLOG // workload.flows)
         self.armed = False
+        self.depth = workload.depth
+        self.under_way = 0
+        self.lost = 0
         timer.applications.append(self)
 
 
 class Timetable:
-    """When the packets of an open loop of ``tx`` are due, for all applications together.
+    """When the packets of an open loop of ``tx`` are due, or a client's requests, for all applications together.
 
     Args:
         machine: The machine.
@@ -78,6 +85,22 @@ class Timetable:
         self.machine = machine
         self.applications = applications
         machine.system.process("tx arrivals", tx_arrivals(self))
+
+
+class Timeouts:
+    """The timeouts of clients in guests: who gives their requests up that were lost.
+
+    Args:
+        machine: The machine.
+        applications: The clients' applications, by flow.
+    """
+
+    __slots__ = ("applications", "machine")
+
+    def __init__(self, machine: Machine, applications: list[Application]) -> None:
+        self.machine = machine
+        self.applications = applications
+        machine.system.process("lost requests", timeouts(self))
 
 
 class GuestTimer:
@@ -116,6 +139,11 @@ def next_packet(a: Application) -> Generator[Effect, None, int]:
             row = yield from next_in_closed_loop(a)
     elif a.kind == STREAM:
         row = yield from next_in_stream(a)
+    elif a.kind == REQUEST:
+        if a.open_loop:
+            row = yield from next_request_due(a)
+        else:
+            row = yield from next_request(a)
     elif a.socket.received:
         row = yield from next_call(a)
     else:
@@ -163,6 +191,62 @@ def next_in_stream(a: Application) -> Generator[Effect, None, int]:
             yield spend(GUEST_WAKEUP)
     s.credits -= 1
     return stream_packet(s.number) | LAST
+
+
+def next_request(a: Application) -> Generator[Effect, None, int]:
+    """The next request of a client in a guest: while fewer than its depth are under way; else a reply comes first."""
+    w = a.machine.window
+    while a.under_way == a.depth or w.draining:
+        yield from next_reply(a)
+    a.under_way += 1
+    row = yield from new_request(w, a.machine.clock.now)
+    if a.machine.flows.count > 1:
+        remember(a.machine.flows, row, a.socket.number)
+    return row
+
+
+def next_request_due(a: Application) -> Generator[Effect, None, int]:
+    """The next request of a client's open loop; replies that are there come first, and complete theirs.
+
+    It sleeps for both, in ``epoll_wait`` with a timeout: the timer is set once for each request that is waited for.
+    """
+    s = a.socket
+    while a.arrivals.count == 0 or s.queue.count > 0:
+        if s.queue.count > 0:
+            row = yield from recvmsg(s)
+            yield from complete(a.machine.window, row, a.machine.clock.now)
+        else:
+            if not a.armed:
+                a.armed = True
+                yield from arm_timer(a.vcpu)
+            yield wait(s.readable)
+            yield spend(GUEST_WAKEUP)
+    return take_first(a.arrivals)
+
+
+def next_reply(a: Application) -> Generator[Effect, None, None]:
+    """Receive a reply, which completes its request; or give up one that was lost."""
+    s = a.socket
+    while s.queue.count == 0 and a.lost == 0:
+        yield wait(s.readable)
+        yield spend(GUEST_WAKEUP)
+    if a.lost > 0:
+        a.lost -= 1
+    else:
+        row = yield from recvmsg(s)
+        yield from complete(a.machine.window, row, a.machine.clock.now)
+    a.under_way -= 1
+
+
+def timeouts(t: Timeouts) -> Generator[Effect, None, None]:
+    """A request was lost: its timeout comes at once, by an interrupt of its client's timer."""
+    m = t.machine
+    while True:
+        while m.window.lost.count == 0:
+            yield wait(m.window.losses)
+        a = t.applications[flow_of(m.flows, take_first(m.window.lost))]
+        a.lost += 1
+        yield notify(a.timer.fires)
 
 
 def next_arrival(a: Application) -> Generator[Effect, None, int]:

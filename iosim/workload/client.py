@@ -93,6 +93,9 @@ class Client:
         self.reply: list[int] = []
         self.lost: list[bool] = []
         self.work: list[Fifo] = []
+        if workload.between_guests:
+            # Nobody is outside. Nor does anybody wait for a packet that was lost, but in rr (`Timeouts`).
+            return
         if workload.kind == RR:
             count = (OPEN_SENDERS // workload.flows if workload.open_loop else workload.depth) * workload.flows
             self.reply = [system.channel(f"connection {i}") for i in range(count)]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from iosim.requests import Stage
-from iosim.workload.spec import RR, RX, TX, Workload
+from iosim.workload.spec import ROLES, RR, RX, TX, Workload
 
 WAIT_CPU: Final = "wait: CPU"
 WAIT_NOTIFICATION: Final = "wait: notification"
@@ -34,8 +34,27 @@ CLIENT_OUT: Final = {
 APPLICATION_TX: Final = {
     "sent": Stage("application, sendmsg, stack", "guest", WORK),
 }
+BRIDGED: Final = Stage("bridge, tap", "host kernel", WORK)
+"""Between guests, from one tap into the other, on the thread that writes; it ends with ``tap_queued``."""
 RX_NAMES: Final = ("rx_seen", "rx_used", "rx_signalled", "irq", "handled", "taken", "received", "dequeued", "delivered")
 TX_NAMES: Final = ("room", "available", "kicked", "tx_seen", "processed")
+
+
+def between_guests(workload: Workload, rx: Mapping[str, Stage], tx: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Return the stages between two guests, each named by whose it is: ``client_sent``, "client: kick".
+
+    ``processed`` is then the write to the sender's tap, and ``tap_queued`` what its thread does below that.
+    """
+    out, back = ROLES[workload.name]
+    send, receive = {**APPLICATION_TX, **tx}, {"tap_queued": BRIDGED, **rx}
+    legs = [(out, send), (back, receive)]
+    if workload.kind == RR:
+        legs += [(back, send), (out, receive)]
+    return {
+        f"{role}_{name}": Stage(f"{role}: {stage.name}", stage.layer, stage.kind)
+        for role, leg in legs
+        for name, stage in leg.items()
+    }
 
 
 class Milestones:
@@ -47,6 +66,8 @@ class Milestones:
         tx: The path's stages of the transmit direction, from the driver to the host's NIC.
         bypass: Packets bypass the host's kernel, tap and all; milestones that stand in neither ``rx`` nor ``tx`` are
             not passed.
+        side: Between guests: 0 or 1, for who makes the requests and for who answers or receives. The numbers are of
+            the milestones in that guest and in what serves it.
 
     Attributes:
         stages: All stages in order; stage ``i`` ends at milestone ``i + 1``.
@@ -60,13 +81,17 @@ class Milestones:
     )  # fmt: skip
 
     def __init__(
-        self, workload: Workload, rx: Mapping[str, Stage], tx: Mapping[str, Stage], bypass: bool = False
+        self, workload: Workload, rx: Mapping[str, Stage], tx: Mapping[str, Stage], bypass: bool = False, side: int = 0
     ) -> None:
         assert list(rx) == [name for name in RX_NAMES if name in rx or not bypass], rx
         assert list(tx) == [name for name in TX_NAMES if name in tx or not bypass], tx
         chain: dict[str, Stage] = {}
         client_in = {name: stage for name, stage in CLIENT_IN.items() if not (bypass and name in HOST_KERNEL)}
-        if workload.kind == RR:
+        mine = ""
+        if workload.between_guests:
+            chain = between_guests(workload, rx, tx)
+            mine = f"{ROLES[workload.name][side]}_"
+        elif workload.kind == RR:
             chain = {**client_in, **rx, **APPLICATION_TX, **tx, **CLIENT_OUT}
         elif workload.kind == RX:
             incoming = {name: stage for name, stage in client_in.items() if name != "client_sent"}
@@ -77,7 +102,8 @@ class Milestones:
             if name not in ("names", "stages"):
                 setattr(self, name, -1)
         for number, name in enumerate(chain, start=1):
-            setattr(self, name, number)
+            if name.startswith(mine):
+                setattr(self, name.removeprefix(mine), number)
         self.stages = list(chain.values())
         self.names = ["created", *chain]
 

@@ -13,7 +13,8 @@ RX: Final = 2
 STREAM: Final = 3
 SINK: Final = 4
 """Not workloads of their own: what the application of a background stream does that it sends, or receives."""
-GUEST: Final = "guest"
+REQUEST: Final = 5
+"""Nor this: what the client's application does in rr between guests."""
 CLIENT: Final = "client"
 
 MEANINGS: Final[dict[str, str]] = {
@@ -22,6 +23,12 @@ MEANINGS: Final[dict[str, str]] = {
     "rx": "the guest receives UDP packets; one request is one packet, from its first bit to the application",
 }
 NAMES: Final = tuple(MEANINGS)
+
+OUTSIDE: Final = "outside"
+GUEST: Final = "guest"
+PEERS: Final = (OUTSIDE, GUEST)
+ROLES: Final[dict[str, tuple[str, str]]] = {"rr": ("client", "server"), "tx": ("sender", "receiver")}
+"""What the two guests are that a workload between guests has; the first makes the requests."""
 
 CLOSED: Final = "closed"
 POISSON: Final = "poisson"
@@ -55,10 +62,11 @@ class Workload:
         arrivals: ``closed``, ``poisson`` or ``constant`` (open loops at ``rate``).
         think_time: ps that the guest's application works on a request before it answers or sends.
         peer_delay: ps that the client waits after a reply before its next request (closed loops).
-        flows: Sockets in the guest, each with an application of its own, and their peers.
+        flows: Sockets in the guest (in all guests), each with an application of its own, and their peers.
         background: Bytes of each send call of a TCP stream that flows besides; 0: there is none.
         background_depth: Send calls of it that may be unacknowledged.
         background_from: ``guest`` or ``client``: who sends it.
+        peer: The other end of each flow: ``outside``, or another ``guest`` of the host.
     """
 
     name: str
@@ -72,6 +80,17 @@ class Workload:
     background: int = 0
     background_depth: int = STREAM_DEPTH
     background_from: str = GUEST
+    peer: str = OUTSIDE
+
+    @property
+    def between_guests(self) -> bool:
+        """Whether both ends of a flow are guests."""
+        return self.peer == GUEST
+
+    @property
+    def sides(self) -> int:
+        """Ends of a flow that are guests."""
+        return 2 if self.between_guests else 1
 
     @property
     def stream(self) -> bool:

@@ -214,7 +214,7 @@ def test_the_rate_is_of_all_flows_and_the_depth_of_each() -> None:
          "workload.depth: 1000 requests in each of 64 flows are 64000 under way; the most is 8192"),
         ("vhost-net", {"workload.flows": 65}, "workload.flows: must be at most 64, not 65"),
         ("e1000", {"workload.flows": 2}, "workload.flows: e1000 plays one flow, not 2"),
-        ("e1000", {"guest.vcpus": 2}, "unknown setting 'guest.vcpus'; did you mean 'host.cpus'?"),
+        ("e1000", {"guest.vcpus": 2}, "unknown setting 'guest.vcpus'; did you mean 'guest.vms'?"),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_in_one_line(model: str, settings: dict[str, Any], expected: str) -> None:
