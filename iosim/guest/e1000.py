@@ -218,6 +218,7 @@ def e1000_tx_map(d: E1000Driver, s: Socket, packet: int) -> None:
             frame = SENTINEL
         put_descriptor(d, buffer, TXD_CMD_EOP | TXD_CMD_RS | frame, 0)
     else:
+        # Of the places that a context descriptor names, only where IP begins.
         command = TXD_CMD_DEXT | TXD_DTYP_D
         if size > MSS:
             d.last_tx_tso = True
