@@ -2,8 +2,9 @@
 
 QEMU only sets it up. The guest's kick is an exit to KVM, which signals the ioeventfd that the worker waits on; the
 worker takes packets from the transmit ring in batches and hands them to the tap. Packets for the guest wake the same
-worker: the tap's data-ready queues its work. It writes them straight into the guest's buffers. Interrupts go from the
-used ring to an eventfd that KVM turns into the MSI (irqfd), on the worker's thread. No system call, no QEMU.
+worker: the tap's data-ready queues its work. It writes them straight into the guest's buffers, a GSO packet into as
+many as it needs. Interrupts go from the used ring to an eventfd that KVM turns into the MSI (irqfd), on the worker's
+thread. No system call, no QEMU.
 
 While it works, notification is off; before it sleeps it arms the event index and looks once more. No work item runs
 longer than its weight, so that one queue cannot starve the other.

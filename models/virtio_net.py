@@ -7,7 +7,7 @@ to the tap and one interrupt message a packet, unless the guest does not want it
 and looks once more, for what came in between.
 
 Receiving. The tap becomes readable, ppoll returns, and QEMU reads packets until there is no more: each is copied into
-a buffer that the guest has posted, pushed to the used ring, and announced by an ioctl.
+a buffer that the guest has posted (a GSO packet into several), pushed to the used ring, and announced by an ioctl.
 
 Without an ioeventfd QEMU takes the kick itself, on the vCPU's thread (`iosim.host.virtio_net.virtio_queue_notify`);
 what sends is the bottom half all the same, or a timer. Without MSI-X the interrupt is a line

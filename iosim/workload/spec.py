@@ -56,7 +56,7 @@ class Workload:
 
     Args:
         name: ``rr``, ``tx`` or ``rx``.
-        size: Payload bytes of a packet, each way.
+        size: Payload bytes of a packet, each way; above ``MAX_PAYLOAD``, in ``tx`` and ``rx``, of a send call.
         depth: Requests under way in a closed loop, in each flow.
         rate: Requests per second of an open loop, of all flows together; 0 in a closed one.
         arrivals: ``closed``, ``poisson`` or ``constant`` (open loops at ``rate``).
