@@ -216,7 +216,7 @@ class TapQueuePairs(VirtioQueuePairs):
     vnet_hdr: Flag = Field(True, description="the tap has the virtio-net header; else QEMU offers no offloads")
     ethtool_tso: Flag = Field(True, description="ethtool -K tso in the guest: it uses host_tso4 where it has it")
     ethtool_gso: Flag = Field(
-        True, description="ethtool -K gso in the guest; off, without TSO: TCP makes single segments, as before Linux 4.17"
+        True, description="ethtool -K gso in the guest; off, without TSO: TCP makes single segments (before Linux 4.17)"
     )
     guest_csum: Flag = Field(
         True, description="VIRTIO_NET_F_GUEST_CSUM: the guest need not verify checksums of what it receives"

@@ -75,7 +75,7 @@ class E1000Settings(Settings):
     hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
     ethtool_tso: Flag = Field(True, description="ethtool -K tso in the guest: QEMU segments, on the vCPU's thread")
     ethtool_gso: Flag = Field(
-        True, description="ethtool -K gso in the guest; off, without TSO: TCP makes single segments, as before Linux 4.17"
+        True, description="ethtool -K gso in the guest; off, without TSO: TCP makes single segments (before Linux 4.17)"
     )
 
 
