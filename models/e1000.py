@@ -23,7 +23,6 @@ from pydantic import Field
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
 from iosim.guest.e1000 import E1000Driver, dev_queue_xmit
-from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import Offloads
 from iosim.host import counters as count
 from iosim.host.costs import SYS_READ
@@ -36,10 +35,9 @@ from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings, Whole
-from iosim.workload.application import Application, next_packet
+from iosim.workload.application import application
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_MODERATION, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
 
 TAP: Final = 0
@@ -77,15 +75,6 @@ class E1000Settings(Settings):
     ethtool_gso: Flag = Field(
         True, description="ethtool -K gso in the guest; off, without TSO: TCP makes single segments (before Linux 4.17)"
     )
-
-
-def application(a: Application, driver: E1000Driver) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 def main_loop(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
@@ -156,7 +145,7 @@ def connect(room: GuestRoom, settings: E1000Settings) -> None:
     driver = E1000Driver(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, offloads)
     room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
+        room.system.process(instance("application", i), application(a, driver, dev_queue_xmit), a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
 
 

@@ -21,23 +21,20 @@ from pydantic import Field
 
 from iosim.effects import TASK, Effect
 from iosim.engine.system import instance
-from iosim.fifo import EMPTY
 from iosim.guest.e100 import CBS, RFDS, Nic, dev_queue_xmit
-from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import no_offloads
 from iosim.host.eepro100 import EEPRO100, nic_receive
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
-from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
-from iosim.host.work import queue_work, take_work
+from iosim.host.net_client import NetClient, tap_send
+from iosim.host.work import take_work
 from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings
-from iosim.workload.application import Application, next_packet
+from iosim.workload.application import application
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
 
 TAP: Final = 0
@@ -69,36 +66,13 @@ class EEPRO100Settings(Settings):
     hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
 
 
-def application(a: Application, driver: Nic) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
-
-
 def main_loop(s: EEPRO100, q: MainLoop) -> Generator[Effect, None, None]:
     """QEMU's main loop: the tap."""
     yield from lock_iothread(q)
     while True:
         yield from main_loop_wait(q)
         take_work(q.work)
-        yield from tap_send(s, q)
-
-
-def tap_send(s: EEPRO100, q: MainLoop) -> Generator[Effect, None, None]:
-    """The tap is readable: read packets until there is no more (EAGAIN) or the burst is over."""
-    packets = 0
-    row = yield from tap_read_packet(s.client)
-    while row != EMPTY:
-        yield from nic_receive(s, row)
-        packets += 1
-        row = EMPTY
-        if packets < TAP_BURST:
-            row = yield from tap_read_packet(s.client)
-    if s.client.tap.frames.count > 0:
-        yield from queue_work(q.work, TAP)
+        yield from tap_send(s.client, q, TAP, s, nic_receive)
 
 
 def build(host: Host, workload: Workload, settings: EEPRO100Settings, vms: int = 1) -> Machine:
@@ -121,7 +95,7 @@ def connect(room: GuestRoom, settings: EEPRO100Settings) -> None:
     driver = Nic(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, no_offloads())
     room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
+        room.system.process(instance("application", i), application(a, driver, dev_queue_xmit), a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
 
 

@@ -22,23 +22,20 @@ from pydantic import Field
 
 from iosim.effects import TASK, Effect, sleep_until
 from iosim.engine.system import instance
-from iosim.fifo import EMPTY
 from iosim.guest.ne2k_pci import EiDevice, dev_queue_xmit
-from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import no_offloads
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
 from iosim.host.ne2000 import NE2000, NO_REQUEST, ne2000_buffer_empty, ne2000_receive
-from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
+from iosim.host.net_client import NetClient, tap_send
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings
-from iosim.workload.application import Application, next_packet
+from iosim.workload.application import application
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
 
 TAP: Final = 0
@@ -74,15 +71,6 @@ class NE2000Settings(Settings):
     hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
 
 
-def application(a: Application, driver: EiDevice) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
-
-
 def main_loop(s: NE2000, q: MainLoop) -> Generator[Effect, None, None]:
     """QEMU's main loop: the tap."""
     yield from lock_iothread(q)
@@ -92,7 +80,7 @@ def main_loop(s: NE2000, q: MainLoop) -> Generator[Effect, None, None]:
         while ready > 0:
             item = take_work(q.work)
             if item == TAP:
-                yield from tap_send(s, q)
+                yield from tap_send(s.client, q, TAP, s, ne2000_receive)
             else:
                 yield from ne2000_receive(s, NO_REQUEST)
             ready -= 1
@@ -105,20 +93,6 @@ def neighbour(s: NE2000, q: MainLoop) -> Generator[Effect, None, None]:
         yield sleep_until(following)
         following += REVALIDATION
         yield from queue_work(q.work, OTHER)
-
-
-def tap_send(s: NE2000, q: MainLoop) -> Generator[Effect, None, None]:
-    """The tap is readable: read packets until there is no more (EAGAIN) or the burst is over."""
-    packets = 0
-    row = yield from tap_read_packet(s.client)
-    while row != EMPTY:
-        yield from ne2000_receive(s, row)
-        packets += 1
-        row = EMPTY
-        if packets < TAP_BURST:
-            row = yield from tap_read_packet(s.client)
-    if s.client.tap.frames.count > 0:
-        yield from queue_work(q.work, TAP)
 
 
 def build(host: Host, workload: Workload, settings: NE2000Settings, vms: int = 1) -> Machine:
@@ -141,7 +115,7 @@ def connect(room: GuestRoom, settings: NE2000Settings) -> None:
     driver = EiDevice(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, no_offloads())
     room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
+        room.system.process(instance("application", i), application(a, driver, dev_queue_xmit), a.vcpu.thread, TASK)
     room.system.process("neighbour", neighbour(device, loop))
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
 

@@ -20,25 +20,22 @@ from pydantic import Field
 
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
-from iosim.fifo import EMPTY
 from iosim.guest.pcnet32 import RX_RING_SIZE, TX_RING_SIZE, Pcnet32Private, dev_queue_xmit
-from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import no_offloads
 from iosim.host import counters as count
 from iosim.host.costs import SYS_READ
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait, timer_due
-from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
+from iosim.host.net_client import NetClient, tap_send
 from iosim.host.pcnet import PCNet, pcnet_poll_timer, pcnet_receive, pcnet_update_irq
-from iosim.host.work import queue_work, take_work
+from iosim.host.work import take_work
 from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings
-from iosim.workload.application import Application, next_packet
+from iosim.workload.application import application
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
 
 TAP: Final = 0
@@ -71,15 +68,6 @@ class PCNetSettings(Settings):
     hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
 
 
-def application(a: Application, driver: Pcnet32Private) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
-
-
 def main_loop(s: PCNet, q: MainLoop) -> Generator[Effect, None, None]:
     """QEMU's main loop: the tap, its own eventfd, the poll timer."""
     yield from lock_iothread(q)
@@ -89,7 +77,7 @@ def main_loop(s: PCNet, q: MainLoop) -> Generator[Effect, None, None]:
         while ready > 0:
             item = take_work(q.work)
             if item == TAP:
-                yield from tap_send(s, q)
+                yield from tap_send(s.client, q, TAP, s, pcnet_receive)
             else:
                 s.machine.counters.n[count.SYS_READ] += 1
                 yield spend(SYS_READ)
@@ -97,20 +85,6 @@ def main_loop(s: PCNet, q: MainLoop) -> Generator[Effect, None, None]:
         if timer_due(q):
             yield from pcnet_poll_timer(s)
             yield from pcnet_update_irq(s)
-
-
-def tap_send(s: PCNet, q: MainLoop) -> Generator[Effect, None, None]:
-    """The tap is readable: read packets until there is no more (EAGAIN) or the burst is over."""
-    packets = 0
-    row = yield from tap_read_packet(s.client)
-    while row != EMPTY:
-        yield from pcnet_receive(s, row)
-        packets += 1
-        row = EMPTY
-        if packets < TAP_BURST:
-            row = yield from tap_read_packet(s.client)
-    if s.client.tap.frames.count > 0:
-        yield from queue_work(q.work, TAP)
 
 
 def build(host: Host, workload: Workload, settings: PCNetSettings, vms: int = 1) -> Machine:
@@ -141,7 +115,7 @@ def connect(room: GuestRoom, settings: PCNetSettings) -> None:
     driver = Pcnet32Private(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, no_offloads())
     room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
+        room.system.process(instance("application", i), application(a, driver, dev_queue_xmit), a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
 
 

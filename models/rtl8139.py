@@ -20,23 +20,20 @@ from pydantic import Field
 
 from iosim.effects import TASK, Effect
 from iosim.engine.system import instance
-from iosim.fifo import EMPTY
 from iosim.guest.rtl8139 import CP_RX_RING_SIZE, CP_TX_RING_SIZE, CpPrivate, dev_queue_xmit
-from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import no_offloads
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop, lock_iothread, main_loop_wait
-from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
+from iosim.host.net_client import NetClient, tap_send
 from iosim.host.rtl8139 import RTL8139, rtl8139_receive
-from iosim.host.work import queue_work, take_work
+from iosim.host.work import take_work
 from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import Flag, Settings
-from iosim.workload.application import Application, next_packet
+from iosim.workload.application import application
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
 
 TAP: Final = 0
@@ -73,36 +70,13 @@ class RTL8139Settings(Settings):
     )
 
 
-def application(a: Application, driver: CpPrivate) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
-
-
 def main_loop(s: RTL8139, q: MainLoop) -> Generator[Effect, None, None]:
     """QEMU's main loop: the tap."""
     yield from lock_iothread(q)
     while True:
         yield from main_loop_wait(q)
         take_work(q.work)
-        yield from tap_send(s, q)
-
-
-def tap_send(s: RTL8139, q: MainLoop) -> Generator[Effect, None, None]:
-    """The tap is readable: read packets until there is no more (EAGAIN) or the burst is over."""
-    packets = 0
-    row = yield from tap_read_packet(s.client)
-    while row != EMPTY:
-        yield from rtl8139_receive(s, row)
-        packets += 1
-        row = EMPTY
-        if packets < TAP_BURST:
-            row = yield from tap_read_packet(s.client)
-    if s.client.tap.frames.count > 0:
-        yield from queue_work(q.work, TAP)
+        yield from tap_send(s.client, q, TAP, s, rtl8139_receive)
 
 
 def build(host: Host, workload: Workload, settings: RTL8139Settings, vms: int = 1) -> Machine:
@@ -133,7 +107,7 @@ def connect(room: GuestRoom, settings: RTL8139Settings) -> None:
     driver = CpPrivate(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, no_offloads())
     room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, driver), a.vcpu.thread, TASK)
+        room.system.process(instance("application", i), application(a, driver, dev_queue_xmit), a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
 
 

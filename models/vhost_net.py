@@ -24,18 +24,15 @@ from typing import Final
 
 from pydantic import Field
 
-from iosim.effects import TASK, Effect, spend, spin, wait
+from iosim.effects import Effect, spend, spin, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
-from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import Offloads
 from iosim.guest.virtio_net import (
     PAIR,
     RX,
     TX,
     VirtioNet,
-    cleanup_rbuf,
-    dev_queue_xmit,
     packet_buffers,
     transports,
     virtio_offloads,
@@ -55,11 +52,10 @@ from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
 from iosim.settings import TapQueuePairs, Whole
-from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
+from iosim.workload.virtio import applications
 
 KICK_RX: Final = RX
 KICK_TX: Final = TX
@@ -145,17 +141,6 @@ class VhostNet:
         self.kicked = True
         self.poll = settings.poll_us * MICROSECOND
         self.taken = 0
-
-
-def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.socket.received:
-            yield from cleanup_rbuf(driver, a.socket)
-        elif a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 def vhost_worker(v: VhostNet) -> Generator[Effect, None, None]:
@@ -487,8 +472,7 @@ def connect(room: GuestRoom, settings: VhostNetSettings, offloads: Offloads, big
         )
         drivers.append(driver)
         room.machine.parts[instance("driver", room.number * pairs + i)] = driver
-    for i, a in enumerate(room.applications):
-        system.process(instance("application", i), application(a, drivers[i % pairs]), a.vcpu.thread, TASK)
+    applications(room, drivers)
     for i, driver in enumerate(drivers):
         # At start vhost polls both eventfds and the tap, with notification on, as QEMU left the queues.
         vhost = VhostNet(room, room.tap[i], room.tap[i].reader, driver, settings)

@@ -23,17 +23,14 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from iosim.effects import TASK, Effect, spend
+from iosim.effects import Effect, spend
 from iosim.engine.system import instance
-from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import Offloads
 from iosim.guest.virtio_net import (
     PAIR,
     RX,
     TX,
     VirtioNet,
-    cleanup_rbuf,
-    dev_queue_xmit,
     packet_buffers,
     transports,
     virtio_offloads,
@@ -50,11 +47,10 @@ from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.settings import Flag, TapQueuePairs, Time, Whole
-from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
+from iosim.workload.virtio import applications
 
 KICK_RX: Final = RX
 KICK_TX: Final = TX
@@ -110,17 +106,6 @@ class QemuNic:
         self.loop = loop
         self.pairs = pairs
         self.notify_item = ITEMS * len(pairs)
-
-
-def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.socket.received:
-            yield from cleanup_rbuf(driver, a.socket)
-        elif a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 def main_loop(nic: QemuNic) -> Generator[Effect, None, None]:
@@ -290,9 +275,7 @@ def connect(room: GuestRoom, settings: VirtioNetSettings, offloads: Offloads, bi
         drivers.append(driver)
         qemu.append(device)
         room.machine.parts[instance("driver", room.number * pairs + i)] = driver
-    for i, a in enumerate(room.applications):
-        process = application(a, drivers[i % pairs])
-        room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
+    applications(room, drivers)
     room.system.process("qemu main loop", main_loop(QemuNic(loop, qemu)), loop.thread)
 
 

@@ -7,13 +7,14 @@ that is then followed by a read of the status, as a flush.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Final, Protocol
+from typing import Final
 
-from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
 from iosim.guest.irq import local_irq_restore, local_irq_save
+from iosim.guest.netdev import DriverMilestones, netif_wake_queue, transmit
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
-from iosim.guest.tcp import Offloads, netif_wake_queue, tcp_write_xmit
+from iosim.guest.tcp import Offloads
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
 from iosim.host.eepro100 import (
@@ -47,7 +48,6 @@ from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
 from iosim.host.network import packet_len
-from iosim.host.packets import payload
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
 from iosim.window import DEVICE_RING, drop
@@ -59,16 +59,6 @@ NAPI_WEIGHT: Final = 16
 BUFFER: Final = 2048
 RFD_BUFFER: Final = 1518
 """VLAN_ETH_FRAME_LEN: the size an RFD tells the device."""
-
-
-class DriverMilestones(Protocol):
-    """The milestones stamped here."""
-
-    irq: int
-    handled: int
-    taken: int
-    room: int
-    available: int
 
 
 class Nic:
@@ -159,24 +149,7 @@ def e100_exec_cmd(nic: Nic, command: int, pointer: int) -> Generator[Effect, Non
 
 def dev_queue_xmit(nic: Nic, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
-    if s.stream:
-        left = s.size
-        while left > 0:
-            packet = yield from tcp_write_xmit(nic.offloads, s, row, left)
-            left -= payload(packet)
-            yield from hard_start_xmit(nic, s, packet)
-    else:
-        yield from hard_start_xmit(nic, s, row)
-
-
-def hard_start_xmit(nic: Nic, s: Socket, row: int) -> Generator[Effect, None, None]:
-    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
-    while nic.stopped:
-        yield wait(s.tx_wake)
-    mark(nic.machine.table, row, nic.milestones.room, nic.machine.clock.now)
-    yield level(SOFTIRQ)
-    yield from e100_xmit_frame(nic, row)
-    yield level(TASK)
+    yield from transmit(nic, s, row, e100_xmit_frame)
 
 
 def e100_xmit_frame(nic: Nic, row: int) -> Generator[Effect, None, None]:

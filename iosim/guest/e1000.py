@@ -7,9 +7,10 @@ whatever the number of its descriptors and of the segments that QEMU makes of it
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Final, Protocol
+from typing import Final
 
 from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.guest.netdev import DriverMilestones
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.guest.tcp import SKB_FRAG, Offloads, tcp_write_xmit
@@ -68,16 +69,6 @@ LOW_LATENCY: Final = 1
 BULK_LATENCY: Final = 2
 INITIAL_ITR: Final = 20_000
 """Interrupts a second that the driver begins with (InterruptThrottleRate = 3, dynamic conservative)."""
-
-
-class DriverMilestones(Protocol):
-    """The milestones stamped here."""
-
-    irq: int
-    handled: int
-    taken: int
-    room: int
-    available: int
 
 
 class E1000Driver:

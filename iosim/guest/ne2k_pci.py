@@ -7,9 +7,9 @@ disabled. There is no NAPI; received packets go up by the CPU's backlog (``netif
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Final, Protocol
+from typing import Final
 
-from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
 from iosim.fifo import Fifo, put, take_first
 from iosim.guest.irq import (
     IrqDesc,
@@ -19,9 +19,10 @@ from iosim.guest.irq import (
     local_irq_save,
     mask_disabled,
 )
+from iosim.guest.netdev import DriverMilestones, netif_wake_queue, transmit
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
-from iosim.guest.tcp import Offloads, netif_wake_queue, tcp_write_xmit
+from iosim.guest.tcp import Offloads
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_XMIT, GUEST_STACK_RX, SOFTIRQ_ENTRY
 from iosim.host.flows import flow_of
@@ -67,7 +68,6 @@ from iosim.host.ne2000 import (
     outsl,
 )
 from iosim.host.network import packet_len
-from iosim.host.packets import payload
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
 from iosim.window import BACKLOG, drop
@@ -85,16 +85,6 @@ BUFFER: Final = 2048
 
 SENDING: Final = -1
 """A transmit slot's packet is on its way (lib8390's convention; 0 is empty, else the length that waits)."""
-
-
-class DriverMilestones(Protocol):
-    """The milestones stamped here."""
-
-    irq: int
-    handled: int
-    taken: int
-    room: int
-    available: int
 
 
 class EiDevice:
@@ -160,24 +150,7 @@ class EiDevice:
 
 def dev_queue_xmit(ei: EiDevice, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
-    if s.stream:
-        left = s.size
-        while left > 0:
-            packet = yield from tcp_write_xmit(ei.offloads, s, row, left)
-            left -= payload(packet)
-            yield from hard_start_xmit(ei, s, packet)
-    else:
-        yield from hard_start_xmit(ei, s, row)
-
-
-def hard_start_xmit(ei: EiDevice, s: Socket, row: int) -> Generator[Effect, None, None]:
-    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
-    while ei.stopped:
-        yield wait(s.tx_wake)
-    mark(ei.machine.table, row, ei.milestones.room, ei.machine.clock.now)
-    yield level(SOFTIRQ)
-    yield from ei_start_xmit(ei, row)
-    yield level(TASK)
+    yield from transmit(ei, s, row, ei_start_xmit)
 
 
 def ei_start_xmit(ei: EiDevice, row: int) -> Generator[Effect, None, None]:

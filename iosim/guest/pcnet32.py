@@ -7,20 +7,20 @@ and ``write_csr`` is two accesses, that is two VM exits.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Final, Protocol
+from typing import Final
 
-from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
 from iosim.guest.irq import local_irq_restore, local_irq_save
+from iosim.guest.netdev import DriverMilestones, netif_wake_queue, transmit
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
-from iosim.guest.tcp import Offloads, netif_wake_queue, tcp_write_xmit
+from iosim.guest.tcp import Offloads
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
 from iosim.host.flows import flow_of
 from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
-from iosim.host.packets import payload
 from iosim.host.pcnet import (
     CSR0,
     CSR3,
@@ -52,16 +52,6 @@ PENDING: Final = 0x8F00
 """The bits of CSR0 that the interrupt handler looks for."""
 NOT_CAUSES: Final = 0x004F
 """The bits of CSR0 that it does not write back: with them INEA goes, until NAPI has finished."""
-
-
-class DriverMilestones(Protocol):
-    """The milestones stamped here."""
-
-    irq: int
-    handled: int
-    taken: int
-    room: int
-    available: int
 
 
 class Pcnet32Private:
@@ -140,24 +130,7 @@ def write_csr(lp: Pcnet32Private, index: int, value: int) -> Generator[Effect, N
 
 def dev_queue_xmit(lp: Pcnet32Private, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
-    if s.stream:
-        left = s.size
-        while left > 0:
-            packet = yield from tcp_write_xmit(lp.offloads, s, row, left)
-            left -= payload(packet)
-            yield from hard_start_xmit(lp, s, packet)
-    else:
-        yield from hard_start_xmit(lp, s, row)
-
-
-def hard_start_xmit(lp: Pcnet32Private, s: Socket, row: int) -> Generator[Effect, None, None]:
-    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
-    while lp.stopped:
-        yield wait(s.tx_wake)
-    mark(lp.machine.table, row, lp.milestones.room, lp.machine.clock.now)
-    yield level(SOFTIRQ)
-    yield from pcnet32_start_xmit(lp, row)
-    yield level(TASK)
+    yield from transmit(lp, s, row, pcnet32_start_xmit)
 
 
 def pcnet32_start_xmit(lp: Pcnet32Private, row: int) -> Generator[Effect, None, None]:

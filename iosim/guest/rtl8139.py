@@ -7,12 +7,13 @@ packets are cleaned in the interrupt handler itself, received ones in NAPI.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Final, Protocol
+from typing import Final
 
-from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
+from iosim.guest.netdev import DriverMilestones, netif_wake_queue, transmit
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
-from iosim.guest.tcp import Offloads, netif_wake_queue, tcp_write_xmit
+from iosim.guest.tcp import Offloads
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
 from iosim.host.flows import flow_of
@@ -20,7 +21,6 @@ from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
 from iosim.host.network import packet_len
-from iosim.host.packets import payload
 from iosim.host.rtl8139 import (
     DESCRIPTOR,
     FIRST_FRAG,
@@ -58,16 +58,6 @@ RX_BUF_SIZE: Final = 1536
 CP_RX_INTR_MASK: Final = RX_OK | RX_ERR | RX_EMPTY | RX_FIFO_OVR
 CP_NORX_INTR_MASK: Final = PCI_ERR | LINK_CHG | TX_OK | TX_ERR
 CP_INTR_MASK: Final = CP_NORX_INTR_MASK | CP_RX_INTR_MASK
-
-
-class DriverMilestones(Protocol):
-    """The milestones stamped here."""
-
-    irq: int
-    handled: int
-    taken: int
-    room: int
-    available: int
 
 
 class CpPrivate:
@@ -144,24 +134,7 @@ def tx_buffs_avail(cp: CpPrivate) -> int:
 
 def dev_queue_xmit(cp: CpPrivate, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
-    if s.stream:
-        left = s.size
-        while left > 0:
-            packet = yield from tcp_write_xmit(cp.offloads, s, row, left)
-            left -= payload(packet)
-            yield from hard_start_xmit(cp, s, packet)
-    else:
-        yield from hard_start_xmit(cp, s, row)
-
-
-def hard_start_xmit(cp: CpPrivate, s: Socket, row: int) -> Generator[Effect, None, None]:
-    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
-    while cp.stopped:
-        yield wait(s.tx_wake)
-    mark(cp.machine.table, row, cp.milestones.room, cp.machine.clock.now)
-    yield level(SOFTIRQ)
-    yield from cp_start_xmit(cp, row)
-    yield level(TASK)
+    yield from transmit(cp, s, row, cp_start_xmit)
 
 
 def cp_start_xmit(cp: CpPrivate, row: int) -> Generator[Effect, None, None]:

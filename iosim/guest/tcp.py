@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Final
 
-from iosim.effects import Effect, notify, spend
+from iosim.effects import Effect, spend
 from iosim.guest.socket import Socket
 from iosim.host.costs import GSO_SEGMENT, GUEST_CHECKSUM, GUEST_STACK_TX
 from iosim.host.frames import MSS, TCP_HEADERS
@@ -90,11 +90,3 @@ def no_offloads() -> Offloads:
     segments them: each segment is copied together and summed, as a NIC without scatter-gather needs it.
     """
     return Offloads(csum=False, tso=False, gso=True)
-
-
-def netif_wake_queue(sockets: list[Socket]) -> Generator[Effect, None, None]:
-    """A driver's queue has room again: whoever waits for it tries in turn."""
-    i = 0
-    while i < len(sockets):
-        yield notify(sockets[i].tx_wake)
-        i += 1

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Final, Protocol
+from collections.abc import Callable, Generator
+from typing import Final, Protocol, TypeVar
 
 from iosim.effects import Effect, spend
+from iosim.fifo import EMPTY
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_NET_QUEUE, SYS_READ, SYS_WRITE
+from iosim.host.main_loop import MainLoop
 from iosim.host.network import Network, TapQueue, copy_packet, copy_packet_hot, tap_read, tap_transmit
+from iosim.host.work import queue_work
 from iosim.requests import mark
+
+D = TypeVar("D")
 
 TAP_BURST: Final = 50
 """Packets that one call of tap_send reads at most, so as not to keep the big QEMU lock (QEMU net/tap.c)."""
@@ -57,6 +62,25 @@ def qemu_send_packet(c: NetClient, row: int) -> Generator[Effect, None, None]:
     yield from copy_packet_hot(c.network, row)
     yield from tap_transmit(c.network, c.tap, row)
     mark(m.table, row, c.milestones.processed, m.clock.now)
+
+
+def tap_send(
+    c: NetClient, q: MainLoop, item: int, nic: D, receive: Callable[[D, int], Generator[Effect, None, None]]
+) -> Generator[Effect, None, None]:
+    """The tap is readable: the NIC receives packets until there is no more (EAGAIN) or the burst is over.
+
+    ``item`` is what stands for the tap in the main loop: it finds it readable again if there is more.
+    """
+    packets = 0
+    row = yield from tap_read_packet(c)
+    while row != EMPTY:
+        yield from receive(nic, row)
+        packets += 1
+        row = EMPTY
+        if packets < TAP_BURST:
+            row = yield from tap_read_packet(c)
+    if c.tap.frames.count > 0:
+        yield from queue_work(q.work, item)
 
 
 def tap_read_packet(c: NetClient) -> Generator[Effect, None, int]:

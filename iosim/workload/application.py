@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from typing import TypeVar
 
 from iosim.effects import Effect, notify, spend, wait
 from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
 from iosim.guest.scheduler import RunQueue, cond_resched
-from iosim.guest.socket import Socket, recvmsg
+from iosim.guest.socket import Socket, recvmsg, sendmsg
 from iosim.host import counters as count
 from iosim.host.costs import GUEST_TIMER, GUEST_WAKEUP, INTERARRIVAL, THINK_TIME
 from iosim.host.flows import flow_of, remember
@@ -18,6 +19,8 @@ from iosim.host.packets import LAST, stream_packet
 from iosim.window import SENDER, complete, drop, new_request
 from iosim.workload.client import BACKLOG, Client, return_credit
 from iosim.workload.spec import REQUEST, RX, STREAM, TX, Workload
+
+D = TypeVar("D")
 
 
 class Application:
@@ -126,6 +129,17 @@ class GuestTimer:
         """Add its processes, for a workload that sets it."""
         self.vcpu.handler(instance("timer interrupt", self.vcpu.number), timer_interrupt(self))
         self.vcpu.machine.system.process(instance("guest timer", self.vcpu.number), apic_timer(self))
+
+
+def application(
+    a: Application, nic: D, dev_queue_xmit: Callable[[D, Socket, int], Generator[Effect, None, None]]
+) -> Generator[Effect, None, None]:
+    """The guest's application: receive and answer (rr), send (tx) or just receive (rx), by a NIC and its driver."""
+    while True:
+        row = yield from next_packet(a)
+        if a.kind != RX:
+            yield from sendmsg(a.socket, row)
+            yield from dev_queue_xmit(nic, a.socket, row)
 
 
 def next_packet(a: Application) -> Generator[Effect, None, int]:

@@ -12,13 +12,13 @@ from iosim.effects import TASK, Effect
 from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import Offloads
-from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet, dev_queue_xmit, packet_buffers, transports
+from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet, cleanup_rbuf, dev_queue_xmit, packet_buffers, transports
 from iosim.host.main_loop import MainLoop
 from iosim.host.virtio_pci import interrupt_mode
 from iosim.host.work import WorkQueue
 from iosim.settings import VirtioQueuePairs
 from iosim.workload.application import Application, next_packet
-from iosim.workload.assembly import NetworkRoom
+from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.spec import RX as RX_ONLY
 
 
@@ -73,7 +73,7 @@ def virtio_net(
     return drivers
 
 
-def applications(room: NetworkRoom, drivers: Sequence[VirtioNet]) -> None:
+def applications(room: NetworkRoom | GuestRoom, drivers: Sequence[VirtioNet]) -> None:
     """Install the guest's applications, each sending by the driver of its flow's pair."""
     for i, a in enumerate(room.applications):
         process = application(a, drivers[i % len(drivers)])
@@ -84,6 +84,8 @@ def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, No
     """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
     while True:
         row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
+        if a.socket.received:
+            yield from cleanup_rbuf(driver, a.socket)
+        elif a.kind != RX_ONLY:
             yield from sendmsg(a.socket, row)
             yield from dev_queue_xmit(driver, a.socket, row)

@@ -348,6 +348,59 @@ def test_a_lost_notification_is_reported_by_either_engine(tmp_path: Path, monkey
     assert len(messages) == 1
 
 
+FUNCTIONS = """
+    def twice(i):
+        return i * 2
+
+
+    def thrice(i):
+        return i * 3
+
+
+    def once_more(times):
+        i = 0
+        while i < times:
+            yield spend(PRODUCER_WORK)
+            i += 1
+
+
+    def through(helper, count, i):
+        yield from helper(count(i))
+
+
+    def worker(machine, helper, first, second):
+        while not machine.window.draining:
+            row = yield from new_request(machine.window, machine.clock.now)
+            yield from through(helper, first, 1)
+            yield from through(helper, second, 1)
+            yield from through(helper, twice, 1)
+            yield from complete(machine.window, row, machine.clock.now)
+"""
+
+
+def test_a_function_may_be_given_to_a_process_and_to_a_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is translated for the functions that it is given: 2 + 3 + 2, and 3 + 3 + 2 spends."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    head, rest = textwrap.dedent(MODEL).split("def worker(machine):")
+    tail = rest[rest.index("def build") :]
+    for name, first, mean in (("given_two", "twice", 7.0), ("given_three", "thrice", 8.0)):
+        given = f"worker(machine, once_more, {first}, thrice)"
+        text = head + textwrap.dedent(FUNCTIONS) + "\n\n" + tail.replace("worker(machine)", given)
+        (tmp_path / f"{name}.py").write_text(text)
+        module = importlib.import_module(name)
+        for engine in ("compiled", "simpy"):
+            result = run(specify(module.MODEL, settings={"run.engine": engine, "run.requests": 50}))
+            assert result.latency["mean"].value == mean, engine
+
+
+def test_a_function_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "function_model.py").write_text(textwrap.dedent(MODEL).replace("i < TIMES", "i < spend"))
+    module = importlib.import_module("function_model")
+    with pytest.raises(iosim.IosimError, match=r"function_model.py:\d+: cannot be compiled: the function 'spend'"):
+        run(specify(module.MODEL, settings={"run.engine": "compiled", "run.requests": 10}))
+
+
 def test_auto_chooses_by_the_length_of_the_run() -> None:
     assert iosim.simulate("vhost-net", requests=100).engine == "simpy"
     assert iosim.simulate("vhost-net", requests=6000).engine == "compiled"

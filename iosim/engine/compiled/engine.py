@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from threading import Lock
+from types import FunctionType
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,7 @@ from iosim.effects import NO_COST, Effect
 from iosim.engine.compiled import code
 from iosim.engine.compiled import core as engine_core
 from iosim.engine.compiled.core import Core
-from iosim.engine.compiled.layout import INT, Kind, Layout, Memory, Obj
+from iosim.engine.compiled.layout import INT, Function, Kind, Layout, Memory, Obj
 from iosim.engine.compiled.translate import PERFORM, Module
 from iosim.engine.costs import CostTable
 from iosim.engine.distributions import Constant
@@ -90,7 +91,8 @@ class CompiledEngine:
         self._contexts(cpus)
         self._streams(costs, seed, replication)
         calls = [self._call(i) for i in range(core.contexts)]
-        roots = [core, *state, *(argument for _, arguments in calls for argument in arguments)]
+        given = [argument for _, arguments in calls for argument in arguments]
+        roots = [core, *state, *(argument for argument in given if not isinstance(argument, FunctionType))]
         layout = Layout(roots, GROWING, (System, *opaque))
         signatures = [None if function is None else (function, _kinds(arguments)) for function, arguments in calls]
         translated = self._translate(layout, signatures, check)
@@ -113,8 +115,9 @@ class CompiledEngine:
             self._guest_at = ctypes.addressof(self._guest)
         for place, arguments in self._frames:
             for k, argument in enumerate(arguments):
-                value = argument if isinstance(argument, int) else layout.address(argument)
-                self.memory.words[place + 1 + k] = int(value)
+                if not isinstance(argument, FunctionType):
+                    value = argument if isinstance(argument, int) else layout.address(argument)
+                    self.memory.words[place + 1 + k] = int(value)
         if table.full < NEVER:
             self._grow(max(ROOM, expected + expected // 16 + 2 * MARGIN))
         else:
@@ -357,7 +360,12 @@ _translations: dict[Any, _Translated] = {}
 
 
 def _kinds(arguments: list[Any]) -> tuple[Kind, ...]:
-    return tuple(INT if isinstance(argument, (bool, int)) else Obj(type(argument)) for argument in arguments)
+    def kind(argument: Any) -> Kind:
+        if isinstance(argument, FunctionType):
+            return Function(argument)
+        return INT if isinstance(argument, (bool, int)) else Obj(type(argument))
+
+    return tuple(kind(argument) for argument in arguments)
 
 
 def _signed(key: int) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -59,7 +60,14 @@ class Unknown:
     """
 
 
-Kind: TypeAlias = Int | Obj | List | View | Unknown
+@dataclass(frozen=True)
+class Function:
+    """A function that another one is given: which, is known when that is translated, and it takes no place."""
+
+    function: FunctionType
+
+
+Kind: TypeAlias = Int | Obj | List | View | Unknown | Function
 INT: Final = Int()
 ANY: Final = Unknown()
 SCRATCH: Final = 0

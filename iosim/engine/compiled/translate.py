@@ -2,7 +2,8 @@
 
 What is understood is the subset in which models are written (docs/background/engine.md): numbers, attributes of
 objects, lists of numbers, `if`, `while`, `for ... in range`, calls of functions and, in processes, `yield` of an effect
-and `yield from` a helper. Every value is a 64-bit word. Anything else is refused with the place where it stands.
+and `yield from` a helper. Every value is a 64-bit word. A function may be an argument: what is given such is translated
+for it alone. Anything else is refused with the place where it stands.
 
 A process becomes one function that continues at its program counter. Its locals, and those of the helpers it calls by
 `yield from`, stand in its frame in memory, since they must outlive a wait; a helper's code stands there once, and
@@ -23,7 +24,7 @@ from typing import Any, Final
 from iosim import effects
 from iosim.engine import draws
 from iosim.engine.compiled import core as engine_core
-from iosim.engine.compiled.layout import ANY, INT, SCRATCH, Int, Kind, Layout, List, Obj, Unknown, View
+from iosim.engine.compiled.layout import ANY, INT, SCRATCH, Function, Int, Kind, Layout, List, Obj, Unknown, View
 from iosim.errors import IosimError
 
 Value = tuple[Kind, str]
@@ -313,6 +314,8 @@ class _Emitter:
         if isinstance(value, (bool, int)):
             number = int(value) & MASK
             return INT, str(number - (1 << 64) if number >> 63 else number)
+        if isinstance(value, FunctionType):
+            raise self.refuse(node, f"the function '{value.__name__}' where a number or an object is wanted")
         raise self.refuse(node, f"{value!r} is no number")
 
     def expr(self, node: ast.expr) -> Value:
@@ -320,7 +323,10 @@ class _Emitter:
             return self.constant(node.value, node)
         if isinstance(node, ast.Name):
             if node.id in self.scope.locals:
-                return self.read(self.scope.locals[node.id])
+                value = self.read(self.scope.locals[node.id])
+                if isinstance(value[0], Function):
+                    raise self.refuse(node, f"the function '{node.id}' where a number or an object is wanted")
+                return value
             return self.constant(self.glob(node.id, node), node)
         if isinstance(node, ast.Attribute):
             module = self.module_of(node.value)
@@ -344,6 +350,18 @@ class _Emitter:
         if isinstance(node, ast.Call):
             return self.call(node)
         raise self.refuse(node, f"{type(node).__name__} is not understood")
+
+    def argument(self, node: ast.expr) -> Value:
+        """What a function is called with: a value, or another function."""
+        if isinstance(node, ast.Name):
+            local = self.scope.locals.get(node.id)
+            if local is not None and isinstance(local.kind, Function):
+                return local.kind, "0"
+            if local is None:
+                found = self.glob(node.id, node)
+                if isinstance(found, FunctionType):
+                    return Function(found), "0"
+        return self.expr(node)
 
     def module_of(self, node: ast.expr) -> ModuleType | None:
         if isinstance(node, ast.Name) and node.id not in self.scope.locals:
@@ -415,7 +433,8 @@ class _Emitter:
             if not isinstance(kind, List):
                 raise self.refuse(node, "len() of what is no list")
             return INT, self.load(self.add(operand, "1"))
-        arguments = [self.expr(argument) for argument in node.args]
+        simple = function in (min, max, int, bool)
+        arguments = [self.expr(argument) if simple else self.argument(argument) for argument in node.args]
         if function in (min, max):
             result = arguments[0][1]
             for _, other in arguments[1:]:
@@ -435,7 +454,11 @@ class _Emitter:
 
     def called(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Name):
-            return self.glob(node.id, node)
+            local = self.scope.locals.get(node.id)
+            if local is None:
+                return self.glob(node.id, node)
+            if isinstance(local.kind, Function):
+                return local.kind.function
         if isinstance(node, ast.Attribute):
             module = self.module_of(node.value)
             if module is not None:
@@ -708,7 +731,7 @@ class _Process(_Emitter):
         function = self.called(call.func)
         if not inspect.isgeneratorfunction(function):
             raise self.refuse(node, "yield from what is no helper")
-        arguments = [self.expr(argument) for argument in call.args]
+        arguments = [self.argument(argument) for argument in call.args]
         arguments += self.defaults(function, len(call.args), call)
         helper = self.helper(function, [kind for kind, _ in arguments])
         for local, (_, operand) in zip(helper.parameters, arguments, strict=True):
