@@ -6,6 +6,9 @@ the packet by DMA and puts it on the wire. Receiving: the NIC writes the packet 
 sends its message; the CPU takes it through its IDT, the handler schedules NAPI. An idle CPU halts, and an interrupt
 ends that within a fraction of a microsecond. Nothing exits: there is nowhere to exit to.
 
+A stream's GSO packets are the NIC's to segment (TSO). Its switches are those of the host's NIC, ``host.nic_tso`` and
+``host.nic_gso``: here the sockets are the host's own.
+
 With several queue pairs each has a CPU (``guest.vcpus`` of them: ``cpu0``, ``cpu1``, ...) and a vector of its own.
 """
 
@@ -18,6 +21,7 @@ from iosim.effects import TASK, Effect, wait
 from iosim.engine.system import instance
 from iosim.guest.ixgbe import IxgbeDriver, dev_queue_xmit, ixgbe_probe
 from iosim.guest.socket import sendmsg
+from iosim.guest.tcp import Offloads
 from iosim.host.hosts import Host
 from iosim.host.ixgbe import Ixgbe, message_sent
 from iosim.host.kvm import deliver_interrupt
@@ -76,7 +80,9 @@ def build(host: Host, workload: Workload, settings: BareMetalSettings, vcpus: in
         host, workload, RX_STAGES, TX_STAGES, 1, tx_size + rx_size, pairs, vcpus, bypass=True, native=True
     )
     nic = Ixgbe(room.machine, room.network, room.milestones, pairs, tx_size=tx_size, rx_size=rx_size)
-    drivers = ixgbe_probe(room.machine, room.vcpus, room.sockets, room.milestones, nic)
+    p = host.properties
+    offloads = Offloads(csum=True, tso=bool(p["nic_tso"].value), gso=bool(p["nic_gso"].value))
+    drivers = ixgbe_probe(room.machine, room.vcpus, room.sockets, room.milestones, nic, offloads)
     room.machine.parts["device"] = nic
     for i, a in enumerate(room.applications):
         room.system.process(instance("application", i), application(a, drivers[i % pairs]), a.vcpu.thread, TASK)
@@ -91,4 +97,5 @@ MODEL: Final = Model(
     settings=BareMetalSettings,
     build=build,
     smp=True,
+    streams=True,
 )

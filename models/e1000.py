@@ -35,7 +35,7 @@ from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage
-from iosim.settings import Flag, Settings, Whole
+from iosim.settings import ETHTOOL_GSO, Flag, Settings, Whole
 from iosim.workload.application import Application, next_packet
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_MODERATION, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -74,9 +74,7 @@ class E1000Settings(Settings):
     mitigation: Flag = Field(True, description="QEMU's property mitigation: at least 128 us between interrupts")
     hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
     ethtool_tso: Flag = Field(True, description="ethtool -K tso in the guest: QEMU segments, on the vCPU's thread")
-    ethtool_gso: Flag = Field(
-        True, description="ethtool -K gso in the guest: without TSO, its stack still sees GSO packets, not segments"
-    )
+    ethtool_gso: Flag = Field(True, description=ETHTOOL_GSO)
 
 
 def application(a: Application, driver: E1000Driver) -> Generator[Effect, None, None]:
