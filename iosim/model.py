@@ -31,7 +31,8 @@ class Model:
             and the settings have ``queues``.
         vms: There may be several guests with such a NIC, and flows between them: `build` gets the number of guests as
             ``vms``.
-        streams: It carries TCP streams, and so packets larger than a frame.
+        streams: Its guest can send TCP streams, and so packets larger than a frame.
+        receives_streams: It can receive them, too.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Model:
     smp: bool = False
     vms: bool = False
     streams: bool = False
+    receives_streams: bool = False
 
 
 @cache

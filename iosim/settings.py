@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -158,6 +158,10 @@ class GuestSettings(Settings):
     )
 
 
+ETHTOOL_GSO: Final = "ethtool -K gso in the guest; off, without TSO: TCP makes single segments (before Linux 4.17)"
+"""What the switch does in every guest."""
+
+
 class NicDescriptors(Settings):
     """The ``device.*`` settings of a physical NIC (IXGBE_DEFAULT_TXD, IXGBE_DEFAULT_RXD; from 64 to 4096)."""
 
@@ -208,16 +212,19 @@ class VirtioQueuePairs(VirtioQueues):
         return self
 
 
-class TapQueuePairs(VirtioQueuePairs):
-    """Those of one whose packets go through the host's tap, with what the guest may leave to others on their way."""
+class VirtioSending(VirtioQueuePairs):
+    """Those of one that carries streams: what the guest that sends them may leave to the device."""
 
     csum: Flag = Field(True, description="VIRTIO_NET_F_CSUM: the guest need not compute checksums")
     host_tso4: Flag = Field(True, description="VIRTIO_NET_F_HOST_TSO4: the guest may send GSO packets; needs csum")
-    vnet_hdr: Flag = Field(True, description="the tap has the virtio-net header; else QEMU offers no offloads")
     ethtool_tso: Flag = Field(True, description="ethtool -K tso in the guest: it uses host_tso4 where it has it")
-    ethtool_gso: Flag = Field(
-        True, description="ethtool -K gso in the guest; off, without TSO: TCP makes single segments (before Linux 4.17)"
-    )
+    ethtool_gso: Flag = Field(True, description=ETHTOOL_GSO)
+
+
+class TapQueuePairs(VirtioSending):
+    """Those of one whose packets go through the host's tap, with what others may leave to the guest."""
+
+    vnet_hdr: Flag = Field(True, description="the tap has the virtio-net header; else QEMU offers no offloads")
     guest_csum: Flag = Field(
         True, description="VIRTIO_NET_F_GUEST_CSUM: the guest need not verify checksums of what it receives"
     )

@@ -258,16 +258,16 @@ def _hogs(given: Any, cpus: int) -> int:
 def _guest(given: Mapping[str, Any], model: Model) -> GuestSettings:
     for name in given:
         if name == "vms" and not model.vms:
-            raise IosimError(f"{model.name} plays one guest; {_with_vms()} play several", "guest.vms")
+            raise IosimError(f"{model.name} plays one guest; {_with('vms')} play several", "guest.vms")
         if name not in guest_settings(model):
             raise unknown("setting", f"guest.{name}", valid_keys(model))
     guest: GuestSettings = check(GuestSettings, given, "guest")
     return guest
 
 
-def _with_vms() -> str:
-    """The models that play several guests, as text."""
-    found = [name for name in names() if find(name).vms]
+def _with(ability: str) -> str:
+    """The models that play several guests (``vms``), or receive streams, as text."""
+    found = [name for name in names() if getattr(find(name), ability)]
     return f"{', '.join(found[:-1])} and {found[-1]}"
 
 
@@ -275,7 +275,7 @@ def _vms(guest: GuestSettings, w: WorkloadSettings, model: Model) -> int:
     if w.peer != GUEST:
         return guest.vms or 1
     if not model.vms:
-        raise IosimError(f"{model.name} plays one guest; {_with_vms()} play two", "workload.peer")
+        raise IosimError(f"{model.name} plays one guest; {_with('vms')} play two", "workload.peer")
     if w.name not in ROLES:
         raise IosimError(
             f"in {w.name} packets come from outside; between guests it is tx, which ends at the receiver's application",
@@ -345,12 +345,13 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int, vms: int) -> Worklo
             f"{model.name} plays {', '.join(model.workloads)}, not {w.name}", "workload.name"
         )
     size = DEFAULT_SIZE[w.name] if w.size is None else w.size
-    stream = w.name != "rr" and model.streams and size > MAX_PAYLOAD
+    carried = {"rr": False, "tx": model.streams, "rx": model.receives_streams}[w.name]
+    stream = carried and size > MAX_PAYLOAD
     if size > MAX_PAYLOAD and not stream:
-        raise IosimError(
-            f"{size} bytes do not fit one Ethernet frame; the largest is {MAX_PAYLOAD} (1500 less IP and UDP headers)",
-            "workload.size",
-        )
+        fits = f"{size} bytes do not fit one Ethernet frame"
+        if w.name == "rx":
+            fits += f", and {model.name} receives no TCP stream ({_with('receives_streams')} do)"
+        raise IosimError(f"{fits}; the largest is {MAX_PAYLOAD} (1500 less IP and UDP headers)", "workload.size")
     if stream and w.peer == GUEST:
         raise IosimError(
             f"{size} bytes a send call are a TCP stream, which does not go from guest to guest; the largest packet is "
@@ -360,12 +361,16 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int, vms: int) -> Worklo
     if size > MAX_SEND:
         raise IosimError(f"{size} bytes in a send call; the most is {MAX_SEND}", "workload.size")
     if w.background and not model.streams:
-        which = "virtio-net, vhost-net and the emulated NICs"
-        raise IosimError(f"{model.name} carries no TCP stream; {which} do", "workload.background")
+        raise IosimError(f"{model.name} carries no TCP stream; the network paths do", "workload.background")
     if w.background and w.name == "rx":
         raise IosimError("the guest sends a stream beside rr or tx, not beside rx", "workload.background")
     if w.background and w.background_from == CLIENT and w.name != "rr":
         raise IosimError(f"the client sends a stream beside rr, not beside {w.name}", "workload.background_from")
+    if w.background and w.background_from == CLIENT and not model.receives_streams:
+        which = _with("receives_streams")
+        raise IosimError(
+            f"{model.name} sends TCP streams and receives none; {which} receive them", "workload.background_from"
+        )
     arrivals = w.arrivals or (POISSON if w.rate is not None else CLOSED)
     if arrivals != CLOSED and w.rate is None:
         raise IosimError(f"{arrivals} arrivals need a rate, as workload.rate=10000", "workload.arrivals")

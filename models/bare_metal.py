@@ -6,6 +6,9 @@ the packet by DMA and puts it on the wire. Receiving: the NIC writes the packet 
 sends its message; the CPU takes it through its IDT, the handler schedules NAPI. An idle CPU halts, and an interrupt
 ends that within a fraction of a microsecond. Nothing exits: there is nowhere to exit to.
 
+A stream's GSO packets are the NIC's to segment (TSO). Its switches are those of the host's NIC, ``host.nic_tso`` and
+``host.nic_gso``: here the sockets are the host's own.
+
 With several queue pairs each has a CPU (``guest.vcpus`` of them: ``cpu0``, ``cpu1``, ...) and a vector of its own.
 """
 
@@ -17,7 +20,7 @@ from typing import Final
 from iosim.effects import TASK, Effect, wait
 from iosim.engine.system import instance
 from iosim.guest.ixgbe import IxgbeDriver, dev_queue_xmit, ixgbe_probe
-from iosim.guest.socket import sendmsg
+from iosim.guest.tcp import Offloads
 from iosim.host.hosts import Host
 from iosim.host.ixgbe import Ixgbe, message_sent
 from iosim.host.kvm import deliver_interrupt
@@ -25,10 +28,9 @@ from iosim.host.machine import Machine
 from iosim.model import Model
 from iosim.requests import Stage
 from iosim.settings import NicDescriptors
-from iosim.workload.application import Application, next_packet
+from iosim.workload.application import application
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_MODERATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
 
 RX_STAGES: Final = {
@@ -51,15 +53,6 @@ class BareMetalSettings(NicDescriptors):
     """``device.*`` of bare-metal."""
 
 
-def application(a: Application, driver: IxgbeDriver) -> Generator[Effect, None, None]:
-    """The application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
-
-
 def msi(d: IxgbeDriver) -> Generator[Effect, None, None]:
     """The message of one of the NIC's queue pairs, a write to its CPU's local APIC."""
     while True:
@@ -76,10 +69,13 @@ def build(host: Host, workload: Workload, settings: BareMetalSettings, vcpus: in
         host, workload, RX_STAGES, TX_STAGES, 1, tx_size + rx_size, pairs, vcpus, bypass=True, native=True
     )
     nic = Ixgbe(room.machine, room.network, room.milestones, pairs, tx_size=tx_size, rx_size=rx_size)
-    drivers = ixgbe_probe(room.machine, room.vcpus, room.sockets, room.milestones, nic)
+    p = host.properties
+    offloads = Offloads(csum=True, tso=bool(p["nic_tso"].value), gso=bool(p["nic_gso"].value))
+    drivers = ixgbe_probe(room.machine, room.vcpus, room.sockets, room.milestones, nic, offloads)
     room.machine.parts["device"] = nic
     for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, drivers[i % pairs]), a.vcpu.thread, TASK)
+        sender = application(a, drivers[i % pairs], dev_queue_xmit)
+        room.system.process(instance("application", i), sender, a.vcpu.thread, TASK)
     for i, driver in enumerate(drivers):
         room.system.process(instance("NIC message", i), msi(driver))
     return room.machine
@@ -91,4 +87,5 @@ MODEL: Final = Model(
     settings=BareMetalSettings,
     build=build,
     smp=True,
+    streams=True,
 )

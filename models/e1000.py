@@ -34,7 +34,7 @@ from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage
-from iosim.settings import Flag, Settings, Whole
+from iosim.settings import ETHTOOL_GSO, Flag, Settings, Whole
 from iosim.workload.application import application
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_MODERATION, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -72,9 +72,7 @@ class E1000Settings(Settings):
     mitigation: Flag = Field(True, description="QEMU's property mitigation: at least 128 us between interrupts")
     hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
     ethtool_tso: Flag = Field(True, description="ethtool -K tso in the guest: QEMU segments, on the vCPU's thread")
-    ethtool_gso: Flag = Field(
-        True, description="ethtool -K gso in the guest; off, without TSO: TCP makes single segments (before Linux 4.17)"
-    )
+    ethtool_gso: Flag = Field(True, description=ETHTOOL_GSO)
 
 
 def main_loop(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:

@@ -11,6 +11,8 @@ packet into the guest's buffer. Only its message cannot reach the guest by itsel
   posted-interrupt descriptor and notifies the CPU on which it runs; the guest takes it without an exit. A vCPU whose
   thread sleeps has a wake-up vector in the descriptor instead: the host's handler for that wakes the thread.
 
+The guest's NIC is the host's: it segments GSO packets of a stream (TSO) if that can, ``host.nic_tso``.
+
 Translation by the IOMMU costs nothing here: it is within the NIC's DMA, and the guest's memory is mapped once for all.
 
 With several queue pairs each has its vector, on a vCPU of its own. Remapped, each is a vector of the host too, on a CPU
@@ -28,7 +30,7 @@ from iosim.effects import HARDIRQ, TASK, Effect, notify, notify_after, spend, wa
 from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.guest.ixgbe import IxgbeDriver, dev_queue_xmit, ixgbe_probe
-from iosim.guest.socket import sendmsg
+from iosim.guest.tcp import Offloads
 from iosim.host.costs import CPU_IDLE_EXIT, HOST_VECTOR, POSTED_INTERRUPT
 from iosim.host.hosts import Host
 from iosim.host.ixgbe import Ixgbe, message_sent
@@ -36,11 +38,10 @@ from iosim.host.kvm import HALTED, IN_GUEST, Vcpu, deliver_interrupt, set_pendin
 from iosim.host.machine import Machine
 from iosim.model import Model
 from iosim.requests import Stage
-from iosim.settings import NicDescriptors
-from iosim.workload.application import Application, next_packet
+from iosim.settings import ETHTOOL_GSO, Flag, NicDescriptors
+from iosim.workload.application import application
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_MODERATION, WAIT_QUEUE, WORK
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
 
 POSTED: Final = "posted"
@@ -67,6 +68,8 @@ class VfioSettings(NicDescriptors):
     interrupts: Literal["remapped", "posted"] = Field(
         "remapped", description="through the host, or posted into the guest (VT-d, with APICv)"
     )
+    ethtool_tso: Flag = Field(True, description="ethtool -K tso in the guest: the NIC segments; needs host.nic_tso")
+    ethtool_gso: Flag = Field(True, description=ETHTOOL_GSO)
 
 
 class Wakeup:
@@ -100,15 +103,6 @@ class Vfio:
         self.driver = driver
         self.wakeup = wakeup
         self.irq = machine.system.channel(instance("host vector of the NIC", driver.queue.number))
-
-
-def application(a: Application, driver: IxgbeDriver) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
 
 
 # -- interrupts remapped to the host ----------------------------------------------------------------------------
@@ -173,10 +167,13 @@ def build(host: Host, workload: Workload, settings: VfioSettings, vcpus: int = 1
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, 1, tx_size + rx_size, pairs, vcpus, bypass=True)
     system = room.system
     nic = Ixgbe(room.machine, room.network, room.milestones, pairs, tx_size=tx_size, rx_size=rx_size)
-    drivers = ixgbe_probe(room.machine, room.vcpus, room.sockets, room.milestones, nic)
+    tso = settings.ethtool_tso and bool(host.properties["nic_tso"].value)
+    offloads = Offloads(csum=True, tso=tso, gso=settings.ethtool_gso)
+    drivers = ixgbe_probe(room.machine, room.vcpus, room.sockets, room.milestones, nic, offloads)
     room.machine.parts["device"] = nic
     for i, a in enumerate(room.applications):
-        system.process(instance("application", i), application(a, drivers[i % pairs]), a.vcpu.thread, TASK)
+        sender = application(a, drivers[i % pairs], dev_queue_xmit)
+        system.process(instance("application", i), sender, a.vcpu.thread, TASK)
     wakeups = [Wakeup(room.machine, vcpu) for vcpu in room.vcpus]
     vectors = [Vfio(room.machine, driver, wakeups[driver.vcpu.number]) for driver in drivers]
     several = len(wakeups if posted else vectors) > 1
@@ -201,4 +198,5 @@ MODEL: Final = Model(
     settings=VfioSettings,
     build=build,
     smp=True,
+    streams=True,
 )

@@ -490,4 +490,5 @@ MODEL: Final = Model(
     smp=True,
     vms=True,
     streams=True,
+    receives_streams=True,
 )

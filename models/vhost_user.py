@@ -9,6 +9,9 @@ kick and without an exit. The price is a CPU that is always busy.
 The other way the guest is told only if it asks, as ever: the process writes to the call eventfd, a system call in which
 KVM injects the message (irqfd). Without MSI-X the eventfd wakes QEMU's main loop, which raises the line.
 
+A GSO packet of a stream is copied as it is, and handed to the NIC, which segments it (TSO). To a NIC without TSO
+(``host.nic_tso=off``) the process can hand none, and so it does not offer the guest VIRTIO_NET_F_HOST_TSO4.
+
 With several queue pairs the NIC spreads flows over as many queues (RSS), and what comes by one goes to the guest by the
 pair of the same number. Each pair has a thread of its own, ``pmd-0``, ``pmd-1``, ..., or some threads share them all.
 """
@@ -24,20 +27,20 @@ from iosim.effects import Effect, notify, spend
 from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.fifo import put, take_first
-from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet
+from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet, virtio_offloads
 from iosim.host import counters as count
 from iosim.host.costs import PMD_NIC, PMD_VHOST, SYS_WRITE, VHOST_SIGNAL
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop
-from iosim.host.network import copy_cold, nic_transmit
+from iosim.host.network import copy_packet, nic_transmit, packet_len
 from iosim.host.pmd import PolledNic, PolledQueue, PollLoop, idle_iterations, iteration
 from iosim.host.virtio_pci import INTX, guest_notifiers, interrupt_mode, signal_call
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, fill, flush, pop, set_notification, should_notify
-from iosim.settings import MOST_QUEUE_PAIRS, VirtioQueuePairs, Whole
+from iosim.settings import MOST_QUEUE_PAIRS, VirtioSending, Whole
 from iosim.window import DEVICE_RING, QDISC, drop
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -66,7 +69,7 @@ TX_STAGES: Final = {
 }
 
 
-class VhostUserSettings(VirtioQueuePairs):
+class VhostUserSettings(VirtioSending):
     """``device.*`` of vhost-user."""
 
     burst: Whole = Field(MAX_PKT_BURST, ge=1, le=1024, description="packets that an iteration takes from a ring")
@@ -143,9 +146,9 @@ def nic_to_guest(u: VhostUser) -> Generator[Effect, None, int]:
         head = raise_for(pop(u.rx))
         if head >= 0:
             yield spend(PMD_VHOST)
-            yield from copy_cold(net)
+            yield from copy_packet(net, row)
             m.memory.u64[(u.rx.elem_addr[0] >> 3) + 2] = row
-            fill(u.rx, head, u.driver.frame, len(u.frames))
+            fill(u.rx, head, packet_len(net, row), len(u.frames))
             u.frames.append(row)
         else:
             yield from drop(m.window, row, DEVICE_RING)
@@ -176,7 +179,7 @@ def guest_to_nic(u: VhostUser) -> Generator[Effect, None, int]:
             row = m.memory.u64[(u.tx.elem_addr[0] >> 3) + 2]
             mark(m.table, row, u.room.milestones.tx_seen, m.clock.now)
             yield spend(PMD_VHOST)
-            yield from copy_cold(net)
+            yield from copy_packet(net, row)
             fill(u.tx, head, 0, len(u.packets))
             u.packets.append(row)
         else:
@@ -237,7 +240,18 @@ def build(host: Host, workload: Workload, settings: VhostUserSettings, vcpus: in
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
     # QEMU's main loop has nothing to do but with INTx: kicks go to an ioeventfd, messages come by irqfd.
     qemu = MainLoop(room.machine, items=PAIR * pairs, runs=mode == INTX)
-    drivers = virtio_net(room, qemu, settings, [loops[i % threads].rings for i in range(pairs)])
+    offloads = virtio_offloads(
+        csum=settings.csum,
+        host_tso4=settings.host_tso4 and bool(host.properties["nic_tso"].value),
+        # The header is vhost-user's own, whatever the back end.
+        vnet_hdr=True,
+        ethtool_tso=settings.ethtool_tso,
+        ethtool_gso=settings.ethtool_gso,
+        guest_csum=True,
+        guest_tso4=False,
+        ethtool_gro=False,
+    )
+    drivers = virtio_net(room, qemu, settings, [loops[i % threads].rings for i in range(pairs)], offloads)
     for driver in drivers:
         # With EVENT_IDX that is an event index which nobody moves: the driver passes it, and kicks, every 65536
         # packets, with the first one first. Nobody listens.
@@ -260,4 +274,5 @@ MODEL: Final = Model(
     settings=VhostUserSettings,
     build=build,
     smp=True,
+    streams=True,
 )

@@ -560,7 +560,9 @@ class SimpyEngine:
     def _make_ready(self, context: _Context) -> None:
         context.state = READY
         self._ready_count += 1
-        context.ready_at = self._ready_count
+        if context.thread is None or context.thread.parked is not context:
+            # Out of the guest it keeps the place that it had: it has its thread all the while.
+            context.ready_at = self._ready_count
         if context.lined_up >= 0:
             # It has the lock, and is awake.
             context.locked += self.clock.now - context.lined_up

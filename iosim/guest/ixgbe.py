@@ -6,6 +6,8 @@ reads and writes no register.
 
 There is a queue pair and a vector for each CPU. Frames come to the pair that the NIC's hash chose, and so to its CPU,
 whatever CPU the application is on (the driver's application targeted routing is for TCP only).
+
+With TSO a GSO packet of a stream is one call of the driver, some descriptors and one write to the tail.
 """
 
 from __future__ import annotations
@@ -18,12 +20,34 @@ from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
+from iosim.guest.tcp import SKB_FRAG, Offloads, tcp_write_xmit
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, HOST_RECEIVE, NIC_TX, SOFTIRQ_ENTRY
 from iosim.host.flows import flow_of
-from iosim.host.ixgbe import DD, DESCRIPTOR, Ixgbe, IxgbeQueue, write_eims, write_rdt, write_tdt
+from iosim.host.frames import MSS, TCP_HEADERS
+from iosim.host.ixgbe import (
+    DD,
+    DESCRIPTOR,
+    ETH_HLEN,
+    IP_HLEN,
+    TCP_HLEN,
+    TXD_CMD_DEXT,
+    TXD_CMD_EOP,
+    TXD_CMD_RS,
+    TXD_CMD_TSE,
+    TXD_DTYP_CTXT,
+    TXD_DTYP_DATA,
+    TXD_PAYLEN_SHIFT,
+    TXD_POPTS_TXSM,
+    Ixgbe,
+    IxgbeQueue,
+    write_eims,
+    write_rdt,
+    write_tdt,
+)
 from iosim.host.kvm import Vcpu, eoi_edge, irq_enter, irq_return
 from iosim.host.machine import Machine
+from iosim.host.packets import payload
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
 
@@ -36,6 +60,8 @@ TX_WAKE_THRESHOLD: Final = 2 * DESC_NEEDED
 """Free descriptors at which a stopped queue opens."""
 RX_BUFFER_WRITE: Final = 16
 """Receive descriptors that are given back together (IXGBE_RX_BUFFER_WRITE)."""
+MAX_DATA_PER_TXD: Final = 16384
+"""Bytes of one data descriptor (IXGBE_MAX_DATA_PER_TXD)."""
 BUFFER: Final = 2048
 
 
@@ -83,10 +109,15 @@ class IxgbeDriver:
         senders: Those that send by this pair (XPS: those of its CPU).
         queue: The device's pair.
         frame: Bytes of a frame.
+        offloads: What is left to the device.
 
     Attributes:
         vector: Its NAPI instance's place on its CPU, and its vector there.
         tx_next, tx_clean, tx_unused: The transmit ring: next to use, next to clean, free descriptors.
+        tx_buffer: Where the linear part of a packet lies, by the descriptor that names it.
+        tx_watch, tx_socket: The last descriptor of the packet that begins at a descriptor (next_to_watch), and its
+            socket.
+        data: Where all streams' data lie; nobody looks at them.
         rx_next, rx_fill, rx_unfilled: The receive ring: next to take, next to give a buffer, those without one.
         stopped: The transmit queue is stopped for want of descriptors.
         turn: Which of the senders is woken first when it opens.
@@ -95,8 +126,9 @@ class IxgbeDriver:
     """
 
     __slots__ = (
-        "frame", "handler_done", "machine", "milestones", "queue", "rx_fill", "rx_next", "rx_unfilled", "scheduled",
-        "senders", "sockets", "softnet", "stopped", "turn", "tx_clean", "tx_next", "tx_unused", "vcpu", "vector",
+        "data", "frame", "handler_done", "machine", "milestones", "offloads", "queue", "rx_fill", "rx_next",
+        "rx_unfilled", "scheduled", "senders", "sockets", "softnet", "stopped", "turn", "tx_buffer", "tx_clean",
+        "tx_next", "tx_socket", "tx_unused", "tx_watch", "vcpu", "vector",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +140,7 @@ class IxgbeDriver:
         milestones: DriverMilestones,
         queue: IxgbeQueue,
         frame: int,
+        offloads: Offloads,
     ) -> None:
         self.machine = machine
         self.softnet = softnet
@@ -116,6 +149,7 @@ class IxgbeDriver:
         self.senders = senders
         self.queue = queue
         self.frame = frame
+        self.offloads = offloads
         self.milestones = milestones
         self.vector = len(softnet.pairs)
         self.tx_next = 0
@@ -132,8 +166,10 @@ class IxgbeDriver:
         self.vcpu.handler(instance("ixgbe_msix_clean_rings", queue.number), ixgbe_msix_clean_rings(self))
         # The probe, before time 0: buffers for both rings, the interrupt on.
         u64 = machine.memory.u64
-        for i in range(queue.tx_size):
-            u64[(queue.tx_ring + i * DESCRIPTOR) >> 3] = allocate(machine.memory, BUFFER, 64)
+        self.tx_buffer = [allocate(machine.memory, BUFFER, 64) for _ in range(queue.tx_size)]
+        self.tx_watch = [0] * queue.tx_size
+        self.tx_socket = [0] * queue.tx_size
+        self.data = allocate(machine.memory, SKB_FRAG, 4096)
         for i in range(queue.rx_size):
             u64[(queue.rx_ring + i * DESCRIPTOR) >> 3] = allocate(machine.memory, BUFFER, 64)
         self.rx_fill = queue.rx_size - 1
@@ -142,7 +178,12 @@ class IxgbeDriver:
 
 
 def ixgbe_probe(
-    machine: Machine, vcpus: list[Vcpu], sockets: list[Socket], milestones: DriverMilestones, device: Ixgbe
+    machine: Machine,
+    vcpus: list[Vcpu],
+    sockets: list[Socket],
+    milestones: DriverMilestones,
+    device: Ixgbe,
+    offloads: Offloads,
 ) -> list[IxgbeDriver]:
     """Install the driver: pair ``i`` of the device is served on CPU ``i`` modulo their number, with its flows."""
     pairs = len(device.queues)
@@ -156,6 +197,7 @@ def ixgbe_probe(
             milestones,
             queue,
             device.network.frame,
+            offloads,
         )
         for i, queue in enumerate(device.queues)
     ]
@@ -165,33 +207,94 @@ def ixgbe_probe(
 
 
 def dev_queue_xmit(d: IxgbeDriver, s: Socket, row: int) -> Generator[Effect, None, None]:
-    """Hand a packet to the driver, waiting while the queue is stopped; bottom halves are off in the driver."""
+    """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
+    if s.stream:
+        left = s.size
+        while left > 0:
+            packet = yield from tcp_write_xmit(d.offloads, s, row, left)
+            left -= payload(packet)
+            yield from hard_start_xmit(d, s, packet, d.offloads.gso and left > 0)
+    else:
+        yield from hard_start_xmit(d, s, row, False)
+
+
+def hard_start_xmit(d: IxgbeDriver, s: Socket, packet: int, more: bool) -> Generator[Effect, None, None]:
+    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
     while d.stopped:
         yield wait(s.tx_wake)
-    mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
+    mark(d.machine.table, packet, d.milestones.room, d.machine.clock.now)
     yield level(SOFTIRQ)
-    yield from ixgbe_xmit_frame(d, s, row)
+    yield from ixgbe_xmit_frame(d, s, packet, more)
     yield level(TASK)
 
 
-def ixgbe_xmit_frame(d: IxgbeDriver, s: Socket, row: int) -> Generator[Effect, None, None]:
-    """Map the packet, fill a descriptor, move the tail: the doorbell."""
+def ixgbe_xmit_frame(d: IxgbeDriver, s: Socket, packet: int, more: bool) -> Generator[Effect, None, None]:
+    """Map the packet, fill its descriptors, move the tail: the doorbell; not if ``more`` is to follow (xmit_more)."""
     m = d.machine
     yield spend(NIC_TX)
+    ixgbe_tx_map(d, s, packet)
+    mark(m.table, packet, d.milestones.available, m.clock.now)
+    if d.tx_unused < DESC_NEEDED:
+        d.stopped = True
+    if not more or d.stopped:
+        yield from write_tdt(d.queue, d.tx_next)
+
+
+def ixgbe_tx_map(d: IxgbeDriver, s: Socket, packet: int) -> None:
+    """Name the parts of a packet to the device (ixgbe_tso or ixgbe_tx_csum, ixgbe_tx_map).
+
+    A request's frame is linear: one descriptor. A packet of a stream has a context, its headers, and its fragments in
+    pieces of 16 KiB.
+    """
+    first = d.tx_next
+    size = payload(packet)
+    command = TXD_CMD_DEXT | TXD_DTYP_DATA
+    if size == 0:
+        buffer = d.tx_buffer[first]
+        d.machine.memory.u64[buffer >> 3] = packet
+        put_descriptor(d, buffer, command | TXD_CMD_EOP | TXD_CMD_RS | d.frame, d.frame << TXD_PAYLEN_SHIFT)
+    else:
+        status = (TCP_HEADERS + size) << TXD_PAYLEN_SHIFT | TXD_POPTS_TXSM
+        segmented = 0
+        if size > MSS:
+            command |= TXD_CMD_TSE
+            status = size << TXD_PAYLEN_SHIFT | TXD_POPTS_TXSM
+            segmented = MSS << 16 | TCP_HLEN << 8
+        put_descriptor(d, ETH_HLEN << 9 | IP_HLEN, TXD_CMD_DEXT | TXD_DTYP_CTXT, segmented)
+        buffer = d.tx_buffer[d.tx_next]
+        d.machine.memory.u64[buffer >> 3] = packet
+        put_descriptor(d, buffer, command | TCP_HEADERS, status)
+        put_fragments(d, size, command, status)
+    d.tx_watch[first] = d.tx_next - 1
+    if d.tx_next == 0:
+        d.tx_watch[first] = d.queue.tx_size - 1
+    d.tx_socket[first] = s.number
+
+
+def put_fragments(d: IxgbeDriver, size: int, command: int, status: int) -> None:
+    """Fill the descriptors of a packet's payload."""
+    while size > 0:
+        fragment = min(size, SKB_FRAG)
+        size -= fragment
+        while fragment > 0:
+            part = min(fragment, MAX_DATA_PER_TXD)
+            fragment -= part
+            lower = command | part
+            if size == 0 and fragment == 0:
+                lower |= TXD_CMD_EOP | TXD_CMD_RS
+            put_descriptor(d, d.data, lower, status)
+
+
+def put_descriptor(d: IxgbeDriver, address: int, lower: int, upper: int) -> None:
+    """Fill the next descriptor."""
     at = d.queue.tx_ring + d.tx_next * DESCRIPTOR
-    buffer = m.memory.u64[at >> 3]
-    m.memory.u64[buffer >> 3] = row
-    m.memory.u64[(buffer >> 3) + 1] = s.number
-    m.memory.u32[(at >> 2) + 2] = d.frame
-    m.memory.u32[(at >> 2) + 3] = 0
+    d.machine.memory.u64[at >> 3] = address
+    d.machine.memory.u32[(at >> 2) + 2] = lower
+    d.machine.memory.u32[(at >> 2) + 3] = upper
     d.tx_next += 1
     if d.tx_next == d.queue.tx_size:
         d.tx_next = 0
     d.tx_unused -= 1
-    mark(m.table, row, d.milestones.available, m.clock.now)
-    if d.tx_unused < DESC_NEEDED:
-        d.stopped = True
-    yield from write_tdt(d.queue, d.tx_next)
 
 
 # -- interrupt and NAPI -----------------------------------------------------------------------------------------
@@ -254,16 +357,17 @@ def ixgbe_clean_tx_irq(d: IxgbeDriver) -> Generator[Effect, None, int]:
     while (
         cleaned < TX_WORK
         and d.tx_clean != d.tx_next
-        and m.memory.u32[((ring + d.tx_clean * DESCRIPTOR) >> 2) + 3] & DD
+        and m.memory.u32[((ring + d.tx_watch[d.tx_clean] * DESCRIPTOR) >> 2) + 3] & DD
     ):
         yield spend(DRIVER_FREE)
-        buffer = m.memory.u64[(ring + d.tx_clean * DESCRIPTOR) >> 3]
-        d.tx_clean += 1
-        if d.tx_clean == d.queue.tx_size:
-            d.tx_clean = 0
-        d.tx_unused += 1
+        first = d.tx_clean
+        used = d.tx_watch[first] + 1 - first
+        if used <= 0:
+            used += d.queue.tx_size
+        d.tx_clean = (first + used) % d.queue.tx_size
+        d.tx_unused += used
         cleaned += 1
-        yield from sock_wfree(d.sockets[m.memory.u64[(buffer >> 3) + 1]])
+        yield from sock_wfree(d.sockets[d.tx_socket[first]])
     if d.stopped and d.tx_unused >= TX_WAKE_THRESHOLD:
         d.stopped = False
         i = 0

@@ -6,7 +6,8 @@ is part of the driver's work for the packet. What differs is whom the message re
 sends one (``msi``); the path takes it from there.
 
 Frames that come are spread over the queues by the hash of their headers (RSS); of those to send the queues' are sent in
-turn, since there is one wire.
+turn, since there is one wire. A GSO packet (TSO) is a context descriptor, which says how long headers and segments
+are, and data descriptors; the NIC puts all its segments on the wire, one after the other.
 
 Simplifications: a frame is in memory with its last bit, and the time for its DMA is in the interrupt's delay, as for
 the NIC of the other paths; frames wait in descriptors only, not in the packet buffer on the chip.
@@ -24,7 +25,7 @@ from iosim.host import counters as count
 from iosim.host.costs import NIC_RX_DELAY
 from iosim.host.flows import flow_of
 from iosim.host.machine import Machine
-from iosim.host.network import Network, put_on_wire
+from iosim.host.network import Network, packet_len, put_on_wire
 from iosim.requests import mark
 from iosim.ring.memory import allocate
 from iosim.window import DEVICE_RING, drop
@@ -33,6 +34,22 @@ DESCRIPTOR: Final = 16
 """Bytes of an advanced descriptor (82599 datasheet, 7.1.6 and 7.2.3)."""
 DD: Final = 1
 """Descriptor done: the device has written it back."""
+TXD_LENGTH: Final = 0xFFFF
+TXD_DTYP_CTXT: Final = 0x00200000
+TXD_DTYP_DATA: Final = 0x00300000
+TXD_CMD_EOP: Final = 0x01000000
+TXD_CMD_RS: Final = 0x08000000
+TXD_CMD_DEXT: Final = 0x20000000
+TXD_CMD_TSE: Final = 0x80000000
+"""The third word of a transmit descriptor (82599 datasheet, 7.2.3.2.3 and 7.2.3.2.4): a context or data, the packet's
+last, to be written back, segmented by the NIC."""
+TXD_POPTS_TXSM: Final = 0x200
+TXD_PAYLEN_SHIFT: Final = 14
+"""The fourth word of one of data: the NIC computes TCP's checksum; payload bytes of the packet."""
+ETH_HLEN: Final = 14
+IP_HLEN: Final = 20
+TCP_HLEN: Final = 32
+"""The headers' lengths that a context names."""
 
 
 class NicMilestones(Protocol):
@@ -171,22 +188,36 @@ def message_sent(n: IxgbeQueue) -> None:
 
 
 def transmit(d: Ixgbe) -> Generator[Effect, None, None]:
-    """Fetch descriptors up to the tails and send their frames one after the other; write each back."""
+    """Fetch descriptors up to the tails and send their packets one after the other; write back each packet's last.
+
+    The tail is moved behind whole packets. In memory a packet begins where its first data descriptor says.
+    """
     m = d.machine
     while True:
         while not waiting(d):
             yield wait(d.doorbell)
         n = d.queues[d.turn]
-        at = n.tx_ring + n.tdh * DESCRIPTOR
-        row = m.memory.u64[m.memory.u64[at >> 3] >> 3]
+        first = n.tdh
+        if m.memory.u32[((n.tx_ring + first * DESCRIPTOR) >> 2) + 2] & TXD_DTYP_DATA == TXD_DTYP_CTXT:
+            first = after(n, first)
+        row = m.memory.u64[m.memory.u64[(n.tx_ring + first * DESCRIPTOR) >> 3] >> 3]
         mark(m.table, row, d.milestones.processed, m.clock.now)
         yield from put_on_wire(d.network, row)
-        m.memory.u32[(at >> 2) + 3] = DD
-        n.tdh += 1
-        if n.tdh == n.tx_size:
-            n.tdh = 0
+        last = first
+        while not m.memory.u32[((n.tx_ring + last * DESCRIPTOR) >> 2) + 2] & TXD_CMD_EOP:
+            last = after(n, last)
+        m.memory.u32[((n.tx_ring + last * DESCRIPTOR) >> 2) + 3] = DD
+        n.tdh = after(n, last)
         yield from cause(n)
         d.turn = (d.turn + 1) % len(d.queues)
+
+
+def after(n: IxgbeQueue, place: int) -> int:
+    """Return the place in the transmit ring after another."""
+    place += 1
+    if place == n.tx_size:
+        place = 0
+    return place
 
 
 def waiting(d: Ixgbe) -> bool:
@@ -212,7 +243,7 @@ def receive(d: Ixgbe) -> Generator[Effect, None, None]:
         if n.rdh != n.rdt:
             at = n.rx_ring + n.rdh * DESCRIPTOR
             m.memory.u64[m.memory.u64[at >> 3] >> 3] = row
-            m.memory.u32[(at >> 2) + 2] = net.frame
+            m.memory.u32[(at >> 2) + 2] = packet_len(net, row)
             m.memory.u32[(at >> 2) + 3] = DD
             n.rdh += 1
             if n.rdh == n.rx_size:

@@ -117,7 +117,7 @@ def _vfio(machine: Machine, passed: list[PciDevice], notes: list[str]) -> Path:
 
 
 def _vhost_user(nic: Nic, notes: list[str], vcpus: int) -> Path:
-    settings = {**_queue_pairs(nic, notes, vcpus), **_rings(nic, notes)}
+    settings = {**_queue_pairs(nic, notes, vcpus), **_rings(nic, notes), **_features(nic, "csum", "host_tso4")}
     if not _is_on(nic, "mrg_rxbuf", True) and _guest_gso(nic):
         settings["device.mrg_rxbuf"] = False
     _qemus_only(nic, "the process behind the socket serves", notes)
@@ -294,10 +294,7 @@ def _together(vectors: int, pairs: int) -> str:
     return f"with vectors={vectors} all queues {shared}; {2 * pairs + 2} would give each its own"
 def _offloads(nic: Nic, notes: list[str]) -> dict[str, object]:
     """Return the settings for the features by which guest and device leave work to each other."""
-    settings: dict[str, object] = {}
-    for name in ("csum", "host_tso4", "guest_csum", "guest_tso4"):
-        if name in nic.properties:
-            settings[f"device.{name}"] = _is_on(nic, name, True)
+    settings = _features(nic, "csum", "host_tso4", "guest_csum", "guest_tso4")
     if not _is_on(nic, "guest_csum", True) and settings.get("device.guest_tso4"):
         notes.append("guest_tso4=on has no effect with guest_csum=off: the tap hands on no GSO packet without checksum")
         del settings["device.guest_tso4"]
@@ -309,6 +306,11 @@ def _offloads(nic: Nic, notes: list[str]) -> dict[str, object]:
             notes.append("guest_tso6 or guest_ufo is on, and so Linux posts chains for GSO packets; here they are "
                          "buffers of one frame, as without any")  # fmt: skip
     return settings
+
+
+def _features(nic: Nic, *names: str) -> dict[str, object]:
+    """Return the settings of features that are on unless the command line says otherwise."""
+    return {f"device.{name}": _is_on(nic, name, True) for name in names if name in nic.properties}
 
 
 def _guest_gso(nic: Nic) -> bool:

@@ -29,7 +29,11 @@ def guest_memory(settings: VirtioQueuePairs) -> int:
 
 
 def virtio_net(
-    room: NetworkRoom, loop: MainLoop, settings: VirtioQueuePairs, backends: Sequence[WorkQueue]
+    room: NetworkRoom,
+    loop: MainLoop,
+    settings: VirtioQueuePairs,
+    backends: Sequence[WorkQueue],
+    offloads: Offloads | None = None,
 ) -> list[VirtioNet]:
     """Install the driver of a NIC whose back end is not QEMU; return it, one for each queue pair.
 
@@ -38,14 +42,15 @@ def virtio_net(
         loop: QEMU's main loop, which has something to do where the queues interrupt by INTx.
         settings: The NIC's.
         backends: Where the kicks of each pair go, as items ``RX`` and ``TX``.
+        offloads: What is left to the device. Without them it carries no streams: every packet is one frame, whose
+            checksum the back end leaves to the NIC.
     """
     pairs = settings.queues
     mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
     softnets, pcis = transports(
         room.machine, room.vcpus, loop, pairs, mode=mode, legacy=settings.disable_modern, ioeventfd=True
     )
-    # No streams here: every packet is one frame, whose checksum the back end leaves to the NIC.
-    offloads = Offloads(csum=True, tso=False, gso=False)
+    offloads = offloads or Offloads(csum=True, tso=False, gso=False)
     drivers = []
     for i in range(pairs):
         driver = VirtioNet(

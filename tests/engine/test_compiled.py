@@ -112,11 +112,20 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
         chosen["device.rx_descriptors"] = draw(st.sampled_from([64, 512]))
         if model == "vfio" and chosen["host.apicv"]:
             chosen["device.interrupts"] = draw(st.sampled_from(["remapped", "posted"]))
+        chosen["device.tx_descriptors"] = draw(st.sampled_from([64, 512]))
+        for name in ("host.nic_tso", *(("device.ethtool_tso", "device.ethtool_gso") if model == "vfio" else ())):
+            chosen[name] = draw(st.sampled_from([True, True, False]))
+        chosen["host.nic_gso"] = draw(st.booleans())
+        streams(draw, workload, chosen, ["guest"])
     elif model == "vhost-user":
         chosen["device.event_idx"] = draw(st.booleans())
         chosen["device.rx_queue_size"] = draw(st.sampled_from([2, 16, 256]))
         chosen["device.burst"] = draw(st.sampled_from([1, 32]))
         chosen["host.pmd_poll"] = draw(st.sampled_from(["1ns", "50ns", "3us"]))
+        chosen["device.tx_queue_size"] = draw(st.sampled_from([32, 256]))
+        for name in ("device.csum", "device.host_tso4", "device.ethtool_tso", "device.ethtool_gso", "host.nic_tso"):
+            chosen[name] = draw(st.sampled_from([True, True, False]))
+        streams(draw, workload, chosen, ["guest"])
     elif model in NICS:
         chosen["device.hub"] = draw(st.booleans())
     else:
@@ -149,7 +158,7 @@ def settings_of(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
 
 
 def offloads(draw: st.DrawFn, workload: str, chosen: dict[str, Any]) -> None:
-    """Who computes checksums, segments and merges; streams to do it with, as requests or beside them."""
+    """Who computes checksums, segments and merges, and streams to do it with."""
     switches = ("csum", "host_tso4", "vnet_hdr", "ethtool_tso", "ethtool_gso", "guest_csum", "ethtool_gro")
     for name in switches:
         chosen[f"device.{name}"] = draw(st.sampled_from([True, True, False]))
@@ -158,9 +167,19 @@ def offloads(draw: st.DrawFn, workload: str, chosen: dict[str, Any]) -> None:
     for name in ("nic_tso", "nic_gso", "nic_gro"):
         chosen[f"host.{name}"] = draw(st.booleans())
     chosen["host.qdisc"] = draw(st.sampled_from(["fifo", "fq"]))
-    if workload != "rr" and "workload.depth" in chosen and draw(st.booleans()):
+    streams(draw, workload, chosen, ["guest", "client"])
+    if workload == "rx" or chosen.get("workload.background_from") == "client":
+        # In a shorter one the driver does not keep a GSO packet's buffers.
+        chosen["device.rx_queue_size"] = max(128, chosen["device.rx_queue_size"])
+
+
+def streams(draw: st.DrawFn, workload: str, chosen: dict[str, Any], senders: list[str]) -> None:
+    """TCP streams, as requests or beside them; who may send them are the guest and, on some paths, the client."""
+    carried = workload == "tx" or (workload == "rx" and "client" in senders)
+    if carried and "workload.depth" in chosen and draw(st.booleans()):
         chosen["workload.size"] = draw(st.sampled_from([1473, 20_000, 65536]))
         chosen["workload.depth"] = min(chosen["workload.depth"], 16)
+        chosen["run.requests"] = min(chosen["run.requests"], 40)
     elif workload != "rx" and draw(st.booleans()):
         chosen["workload.background"] = draw(st.sampled_from([3000, 65536]))
         chosen["workload.background_depth"] = draw(st.sampled_from([1, 16]))
@@ -169,10 +188,7 @@ def offloads(draw: st.DrawFn, workload: str, chosen: dict[str, Any]) -> None:
         if "workload.rate" in chosen:
             chosen["workload.rate"] = max(chosen["workload.rate"], 50_000)
         if workload == "rr":
-            chosen["workload.background_from"] = draw(st.sampled_from(["guest", "client"]))
-    if workload == "rx" or chosen.get("workload.background_from") == "client":
-        # In a shorter one the driver does not keep a GSO packet's buffers.
-        chosen["device.rx_queue_size"] = max(128, chosen["device.rx_queue_size"])
+            chosen["workload.background_from"] = draw(st.sampled_from(senders))
 
 
 @pytest.mark.slow

@@ -231,8 +231,6 @@ def test_engines_agree(model: str, workload: str, chosen: dict[str, Any]) -> Non
     [
         ("vhost-net", "tx", {"workload.size": 65537}, "workload.size: 65537 bytes in a send call; the most is 65536"),
         ("vhost-net", "rr", {"workload.size": 1473}, "workload.size: 1473 bytes do not fit one Ethernet frame"),
-        ("vhost-user", "tx", {"workload.size": 1473}, "workload.size: 1473 bytes do not fit one Ethernet frame"),
-        ("vhost-user", "rr", {"workload.background": 9}, "workload.background: vhost-user carries no TCP stream"),
         ("vhost-net", "rx", {"workload.background": 9}, "workload.background: the guest sends a stream beside"),
         ("vhost-net", "rr", {"workload.background": 65537}, "workload.background: must be at most 65536, not 65537"),
         ("vhost-net", "tx", {"workload.size": 9000, "workload.rate": 9}, "workload.rate: 9000 bytes a send call are"),

@@ -87,6 +87,7 @@ TWO_PAIRS = "-smp 2 " + VHOST_USER.replace("chardev=c ", "chardev=c,queues=2 ") 
          {"device.queues": 4, "guest.vcpus": 4, "device.packed": True, "device.event_idx": False}),
         (virtio(device=",packed=on,disable-modern=on"), "virtio-net", {"device.disable_modern": True}),
         (VHOST_USER, "vhost-user", {}),
+        (VHOST_USER + ",csum=on,host_tso4=off", "vhost-user", {"device.csum": True, "device.host_tso4": False}),
         (TWO_PAIRS + ",packed=on,vectors=6,event_idx=off", "vhost-user",
          {"device.queues": 2, "guest.vcpus": 2, "device.packed": True, "device.event_idx": False}),
         (TWO_PAIRS + ",vectors=2", "vhost-user", {"device.queues": 2, "guest.vcpus": 2, "device.vectors": 2}),

@@ -534,7 +534,9 @@ def make_ready(core: Core, context: int) -> None:
     """A context has something to do."""
     core.state[context] = READY
     core.ready_count += 1
-    core.ready_at[context] = core.ready_count
+    if core.thread[context] < 0 or core.parked[core.thread[context]] != context:
+        # Out of the guest it keeps the place that it had: it has its thread all the while.
+        core.ready_at[context] = core.ready_count
     if core.lined_up[context] >= 0:
         # It has the lock, and is awake.
         core.locked[context] += core.clock.now - core.lined_up[context]
