@@ -263,7 +263,7 @@ def test_engines_agree(how: dict[str, Any]) -> None:
 def test_engines_agree_whatever_the_settings() -> None:
     pytest.importorskip("iosim.engine.compiled.code")
 
-    @hypothesis_settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @hypothesis_settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(drawn())
     def check(chosen: tuple[str, dict[str, Any]]) -> None:
         same(*chosen)

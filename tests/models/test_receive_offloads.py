@@ -400,7 +400,7 @@ def receiving(draw: st.DrawFn, model: str) -> dict[str, Any]:
 def test_engines_agree(model: str) -> None:
     pytest.importorskip("iosim.engine.compiled.code")
 
-    @hypothesis(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @hypothesis(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(receiving(model))
     def check(chosen: dict[str, Any]) -> None:
         one, two = (
