@@ -456,8 +456,10 @@ def vp_notify(d: VirtioNet, queue: int, row: int) -> Generator[Effect, None, Non
     v = d.vcpu
     item = d.rx_item
     if queue == TX:
-        v = d.xps
         item = d.tx_item
+        if d.tx_lock == BY_SENDER:
+            # Else it is an acknowledgement that NAPI sends.
+            v = d.xps
     if d.pci.ioeventfd:
         yield from kick(v, d.backend, item, row, d.milestones.kicked, d.pci.legacy)
     else:

@@ -395,6 +395,18 @@ def receiving(draw: st.DrawFn, model: str) -> dict[str, Any]:
     return chosen
 
 
+def test_acknowledgements_that_one_vcpu_sends_for_all_pairs_kick_from_it() -> None:
+    """One interrupt for eight pairs: vCPU 0 polls for all, and acknowledges what the applications of vCPU 1 get.
+
+    The exit for that kick is vCPU 0's. (It was vCPU 1's once, which lay in HLT then and was never woken again.)
+    """
+    settings = {"workload.size": 1473, "workload.depth": 1, "device.queues": 8, "guest.vcpus": 2, "device.vectors": 0,
+                "host.halt_poll_ns": "0ns", "run.engine": "simpy", "run.requests": 200}  # fmt: skip
+    result = iosim.simulate("vhost-net", workload="rx", settings=settings)
+    assert len(result.rows) == 200
+    assert result.dropped == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_engines_agree(model: str) -> None:
