@@ -412,7 +412,7 @@ def test_acknowledgements_that_one_vcpu_sends_for_all_pairs_kick_from_it() -> No
 def test_engines_agree(model: str) -> None:
     pytest.importorskip("iosim.engine.compiled.code")
 
-    @hypothesis(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @hypothesis(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(receiving(model))
     def check(chosen: dict[str, Any]) -> None:
         one, two = (
