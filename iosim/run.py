@@ -6,19 +6,20 @@ import importlib.util
 import itertools
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import simpy
 
-from iosim.effects import NO_COST, Effect, sleep_until, wait
+from iosim.effects import NO_COST, Effect, sleep_until, wait, wait_until
 from iosim.engine.costs import CostTable
 from iosim.engine.simpy_engine import SimpyEngine
-from iosim.engine.system import System
+from iosim.engine.system import ProcessTime, System
 from iosim.errors import IosimError
 from iosim.host import costs, hosts
+from iosim.host.counters import STREAM_FRAMES, STREAM_TAP_PACKETS, WIRE_FRAMES
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.kept import Requests, Summaries
@@ -39,6 +40,10 @@ BATCHES: Final = 32
 """Batches of the measured window, at whose ends counters are read: what intervals of rates and counts rest on."""
 OVERLOAD: Final = 20
 """A run ends when it has created this many times the requests it was asked for: the path is overloaded."""
+PATIENCE: Final = 100_000_000_000
+"""ps for which, beside a stream, no request may complete though some are under way; time slices and more are added."""
+STREAM_GOES_ON: Final = 1_000
+"""Packets of the stream in that time: with fewer everything is slow, and there is reason to wait for longer."""
 
 COMPILED_FROM: Final = 5_000
 """Requests from which `auto` takes the compiled engine: about where making the code pays off."""
@@ -291,6 +296,10 @@ class _Observer:
         self.snapshots: list[Snapshot] = []
         self.warnings: list[str] = []
         self.totals: list[_Totals] = []
+        w, p = spec.workload, spec.host.properties
+        slices = 100 * int(p["timeslice"].value) if p["cpus"].value else 0
+        self.patience = PATIENCE + slices + 10 * (w.think_time + w.peer_delay)
+        self.starved = False
         self.values: npt.NDArray[np.int64]
         if spec.run.keep == "summary":
             machine.window.summarize(ROOMS)
@@ -318,15 +327,15 @@ class _Observer:
                 yield from self._until(opened_at + target * i // batches)
                 self._snapshot()
                 self._report(i / batches)
-                if window.overloaded:
+                if window.overloaded or self.starved:
                     break
         if not window.keeps:
             window.summary.open = False
             self.values = self.engine.numbers(window.summary, "values")[: window.summary.count]
         window.draining = True
         window.boundary = NEVER
-        while self._under_way() > 0:
-            yield wait(window.channel)
+        while self._under_way() > 0 and not self.starved:
+            yield from self._news()
         self.engine.stop()
 
     def _allow(self, requests: int) -> None:
@@ -338,8 +347,40 @@ class _Observer:
         """Wait until so many requests are complete, or until an overloaded run has used up its requests."""
         window = self.machine.window
         window.boundary = completed
-        while window.completed < completed and not window.overloaded:
+        while window.completed < completed and not window.overloaded and not self.starved:
+            yield from self._news()
+
+    def _news(self) -> Generator[Effect, None, None]:
+        """Wait for the window to tell of something; beside a stream, not for ever.
+
+        Requests alone come to an end: each is finished or lost, and so many are created and no more. A stream does not.
+        If all time goes into that (livelock), no request ever completes, and there is always a next event.
+        """
+        window, clock = self.machine.window, self.machine.clock
+        if not self.spec.workload.background:
             yield wait(window.channel)
+            return
+
+        def ended() -> int:
+            return window.completed + window.dropped
+
+        def packets() -> int:
+            n = self.machine.counters.n
+            return n[STREAM_FRAMES] + n[STREAM_TAP_PACKETS] + n[WIRE_FRAMES]
+
+        under_way, ended_before, packets_before = self._under_way(), ended(), packets()
+        deadline = clock.now + self.patience
+        yield wait_until(window.channel, NO_COST, deadline)
+        if clock.now < deadline or ended() > ended_before or under_way == 0:
+            return
+        if packets() - packets_before >= STREAM_GOES_ON:
+            self.starved = True
+            self.warnings.append(
+                f"overloaded: no request completed for {self.patience / 1e9:g} ms with {under_way} under way: "
+                "the stream beside them leaves them nothing"
+            )
+        else:
+            self.patience *= 2
 
     def _under_way(self) -> int:
         window = self.machine.window
@@ -378,11 +419,11 @@ class _Observer:
     def result(self, engine: str) -> Result:
         first, last = self.snapshots[0], self.snapshots[-1]
         table, window, system = self.machine.table, self.machine.window, self.machine.system
-        if self._under_way() != 0:
+        if self._under_way() != 0 and not self.starved:
             raise IosimError(f"{self.spec.model.name}: requests were lost and not counted: an error in the model")
         wanted = self.spec.run.requests
         measured = last.completed - first.completed
-        if self.spec.run.duration is None and measured < wanted:
+        if self.spec.run.duration is None and measured < wanted and not self.starved:
             self.warnings.append(
                 f"overloaded: only {measured} of {wanted} requests completed while {table.created} arrived; "
                 "lower workload.rate"
@@ -394,8 +435,13 @@ class _Observer:
             raise IosimError(
                 "; ".join(
                     [
-                        f"{self.spec.model.name}: overloaded: no request completed while {table.created} were made and "
-                        f"{window.dropped} of them dropped at full queues{_where(first, last)}",
+                        f"{self.spec.model.name}: "
+                        + (
+                            self.warnings[-1]
+                            if self.starved
+                            else f"overloaded: no request completed while {table.created} were made and "
+                            f"{window.dropped} of them dropped at full queues{_where(first, last)}"
+                        ),
                         *self._busy(first, last),
                     ]
                 )
@@ -426,6 +472,8 @@ class _Observer:
 
     def _busy(self, first: Snapshot, last: Snapshot) -> list[str]:
         """A line for each thread that has no time to spare: what an overloaded path is short of."""
+        if first.time == last.time:  # It came to nothing already in the warm-up.
+            first = replace(first, time=0, processes=tuple(ProcessTime(0, 0, 0) for _ in first.processes))
         found = saturated(first, last, [t.name for t in self.machine.system.threads], self._processes())
         return [
             f"{thread} is saturated: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[:4] if share)

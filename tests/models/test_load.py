@@ -20,6 +20,7 @@ from test_depth_one import COLD, FROM_HOST, HOST, POSTED, TO_HOST, VIRTIO_RECEIV
 import iosim
 from iosim import model as registry
 from iosim.result import Result
+from iosim.run import compiled_available
 from iosim.window import DEVICE_RING
 
 PAGE = (Path(__file__).parents[2] / "docs/background/load.md").read_text(encoding="utf-8")
@@ -206,6 +207,34 @@ class TestReceiving:
         assert result.throughput.value < 0.7 * RX[LIVELOCK].capacity
         assert result.cpu_by_process["vcpu0"]["ei_interrupt"].value > 0.93
         assert result.dropped_at["backlog"] > 0.8 * result.dropped
+
+
+STREAM = {"workload.background": 3000, "workload.background_from": "client", "run.requests": 5}
+
+
+class TestBesideAStream:
+    """A stream never comes to its end by itself, as requests do: a run in which it takes all the time has to end."""
+
+    def test_a_livelock_ends_the_run_and_the_error_names_it(self) -> None:
+        chosen = {**STREAM, "host.cpus": 1, "host.timeslice": "100us", "host.tap_queue": 10}
+        messages = set()
+        for engine in ("simpy", *(["compiled"] if compiled_available() else [])):
+            with pytest.raises(iosim.IosimError) as caught:
+                iosim.simulate("vhost-net", settings={**chosen, "run.engine": engine})
+            messages.add(str(caught.value))
+        assert messages == {
+            "vhost-net: overloaded: no request completed for 110 ms with 1 under way: the stream beside them "
+            "leaves them nothing; host-softirq is saturated: host softirq 100 %"
+        }
+
+    @pytest.mark.parametrize("sender", ["client", "guest"])
+    def test_a_slow_wire_is_no_livelock(self, sender: str) -> None:
+        """Longer than any patience between two requests, but nothing else happens in that time."""
+        chosen = {**STREAM, "workload.background_from": sender, "host.wire_rate": "10kbit/s"}
+        result = iosim.simulate("vhost-net", settings={**chosen, "run.warmup": 0})
+        assert len(result.rows) == 5
+        assert result.duration_ns > 4e9
+        assert result.warnings == []
 
 
 # -- what is shown ----------------------------------------------------------------------------------------------
