@@ -449,6 +449,11 @@ class _Observer:
         if last.dropped > first.dropped:
             lost = last.dropped - first.dropped
             self.warnings.append(f"{lost} packets dropped at full queues in the window{_where(first, last)}")
+        if window.segments_lost:
+            self.warnings.append(
+                f"{window.segments_lost} packets of streams were lost at full queues; they count as sent again and "
+                "arrived, so a stream's throughput is an upper bound"
+            )
         if self.spec.workload.open_loop and measured >= 100:
             self._check_stationary()
         if self.warnings:

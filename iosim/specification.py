@@ -281,8 +281,6 @@ def _vms(guest: GuestSettings, w: WorkloadSettings, model: Model) -> int:
             f"in {w.name} packets come from outside; between guests it is tx, which ends at the receiver's application",
             "workload.peer",
         )
-    if w.background:
-        raise IosimError("no stream is played beside workload.peer=guest; leave one of them out", "workload.background")
     if w.peer_delay:
         raise IosimError(
             "a client in a guest does not wait after a reply; leave this out, or give a workload.rate in its place",
@@ -352,10 +350,10 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int, vms: int) -> Worklo
         if w.name == "rx":
             fits += f", and {model.name} receives no TCP stream ({_with('receives_streams')} do)"
         raise IosimError(f"{fits}; the largest is {MAX_PAYLOAD} (1500 less IP and UDP headers)", "workload.size")
-    if stream and w.peer == GUEST:
+    if stream and w.peer == GUEST and not model.receives_streams:
         raise IosimError(
-            f"{size} bytes a send call are a TCP stream, which does not go from guest to guest; the largest packet is "
-            f"{MAX_PAYLOAD}",
+            f"{size} bytes a send call are a TCP stream, and {model.name} receives none ({_with('receives_streams')} "
+            f"do); the largest packet from guest to guest is {MAX_PAYLOAD}",
             "workload.size",
         )
     if size > MAX_SEND:
@@ -366,11 +364,10 @@ def _workload(w: WorkloadSettings, model: Model, pairs: int, vms: int) -> Worklo
         raise IosimError("the guest sends a stream beside rr or tx, not beside rx", "workload.background")
     if w.background and w.background_from == CLIENT and w.name != "rr":
         raise IosimError(f"the client sends a stream beside rr, not beside {w.name}", "workload.background_from")
-    if w.background and w.background_from == CLIENT and not model.receives_streams:
+    if w.background and (w.background_from == CLIENT or w.peer == GUEST) and not model.receives_streams:
         which = _with("receives_streams")
-        raise IosimError(
-            f"{model.name} sends TCP streams and receives none; {which} receive them", "workload.background_from"
-        )
+        key = "workload.background" if w.peer == GUEST else "workload.background_from"
+        raise IosimError(f"{model.name} sends TCP streams and receives none; {which} receive them", key)
     arrivals = w.arrivals or (POISSON if w.rate is not None else CLOSED)
     if arrivals != CLOSED and w.rate is None:
         raise IosimError(f"{arrivals} arrivals need a rate, as workload.rate=10000", "workload.arrivals")

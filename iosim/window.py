@@ -44,6 +44,7 @@ class Window:
             again.
         order: The rows in the order of their completion.
         summary: Sums over the requests, and a sketch of their latencies.
+        segments_lost: Packets of streams lost on the way. What is lost counts as sent again and arrived.
         lost: The rows of dropped requests, for the load generator, which is notified on ``losses``.
         limit, overloaded: When so many requests have been created the path is taken to be overloaded, and the
             observer is told, so that the run ends.
@@ -51,7 +52,7 @@ class Window:
 
     __slots__ = (
         "boundary", "channel", "completed", "draining", "dropped_at", "keeps", "limit", "losses", "lost", "order",
-        "overloaded", "summary", "table",
+        "overloaded", "segments_lost", "summary", "table",
     )  # fmt: skip
 
     def __init__(self, system: System, table: RequestTable) -> None:
@@ -63,6 +64,7 @@ class Window:
         self.limit = NEVER
         self.draining = False
         self.overloaded = False
+        self.segments_lost = 0
         self.losses = system.channel("lost requests")
         self.lost = Fifo(LOST)
         self.keeps = True
@@ -106,6 +108,8 @@ def drop(w: Window, row: int, queue: int) -> Generator[Effect, None, None]:
     if row < FOREIGN:
         w.dropped_at[queue] += 1
         give_up(w.table, row)
+    else:
+        w.segments_lost += 1
     put(w.lost, row)
     yield notify(w.losses)
     if w.draining:

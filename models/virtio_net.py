@@ -209,10 +209,10 @@ def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: in
     )
     # Where no GSO packets come, a buffer without mergeable ones is for one frame.
     big = not settings.mrg_rxbuf and offloads.guest_tso4
-    merged = settings.mrg_rxbuf and any(workload.received)
+    merged = settings.mrg_rxbuf and workload.guests_receive
     buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big, merged)
     room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, settings.queues, vcpus, vms)
-    tap_set_offload(room.network, offloads.guest_csum, offloads.guest_tso4)
+    tap_set_offload(room.network, offloads.guest_csum, offloads.guest_tso4, offloads.csum)
     for guest in room.guests:
         with guest.names():
             connect(guest, settings, offloads, big, merged)

@@ -24,7 +24,7 @@ from iosim.host.costs import (
 from iosim.host.frames import MSS
 from iosim.host.kvm import Vcpu, wake_up
 from iosim.host.machine import Machine
-from iosim.host.packets import acknowledgement, ends_call, payload, request_of
+from iosim.host.packets import acknowledgement, calls_acknowledged, ends_call, payload, request_of
 from iosim.requests import FOREIGN, mark
 from iosim.window import SOCKET, drop
 
@@ -105,10 +105,12 @@ def deliver(s: Socket, row: int, vcpu: Vcpu) -> Generator[Effect, None, None]:
     """Carry a received packet up the stack into the socket and wake the application (softirq on ``vcpu``)."""
     yield spend(GUEST_STACK_RX)
     if row >= FOREIGN:
-        # An acknowledgement (tcp_ack): no data, but the window is open again.
-        s.credits += 1
-        yield notify(s.writable)
-        yield from wake_up(vcpu, s.vcpu)
+        # An acknowledgement (tcp_ack): no data, but the window may be open again.
+        calls = calls_acknowledged(row)
+        if calls > 0:
+            s.credits += calls
+            yield notify(s.writable)
+            yield from wake_up(vcpu, s.vcpu)
     elif put(s.queue, row):
         mark(s.machine.table, row, s.milestones.received, s.machine.clock.now)
         yield notify(s.readable)

@@ -340,9 +340,10 @@ class VirtioNet:
         # Descriptors that a packet's buffers take in the ring.
         self.rx_need = BIG_CHAIN if big and not indirect else 1
         size, align = ((BIG_CHAIN - 1) * PAGE_SIZE, PAGE_SIZE) if big else (PAGE_SIZE if merged else RX_BUFFER, 64)
-        self.rx_free = [
-            allocate(machine.memory, size, align) for _ in range(rx_chains(rx_size, indirect, big))
-        ]
+        chains = rx_chains(rx_size, indirect, big)
+        self.rx_free = Fifo(chains)
+        for _ in range(chains):
+            put(self.rx_free, allocate(machine.memory, size, align))
         self.tx_free = [allocate(machine.memory, TX_BUFFER, 64) for _ in range(tx_size)]
         self.data = allocate(machine.memory, SKB_FRAG, 4096)
         self.scheduled = [False, False]
@@ -491,7 +492,7 @@ def free_old_xmit(d: VirtioNet) -> Generator[Effect, None, None]:
         d.tx_free.append(buffer)
         s = d.sockets[d.machine.memory.u64[(buffer >> 3) + 3]]
         yield from sock_wfree(s)
-        if d.tx_lock == BY_NAPI and s.credits == 1:
+        if d.tx_lock == BY_NAPI and s.credits == 1 and not s.stream:
             # sock_def_write_space: there was no room, so the application may sleep.
             yield from wake_up(d.vcpu, s.vcpu)
         buffer = get_used(d.tx)
@@ -674,7 +675,7 @@ def receive_buf(d: VirtioNet, buffer: int) -> Generator[Effect, None, None]:
     mark_past(m.table, row, d.milestones.irq, d.vcpu.handler_began[d.vector])
     mark_past(m.table, row, d.milestones.handled, d.handler_done[RX])
     mark(m.table, row, d.milestones.taken, m.clock.now)
-    d.rx_free.append(buffer)
+    put(d.rx_free, buffer)
     yield spend(DRIVER_RECEIVE)
     if payload(row) > 0:
         yield from receive_frags(d, buffer, payload(row) + TCP_HEADERS)
@@ -698,7 +699,7 @@ def receive_frags(d: VirtioNet, buffer: int, size: int) -> Generator[Effect, Non
     if d.merged:
         buffers = d.machine.memory.u16[(buffer + NUM_BUFFERS) >> 1]
         while buffers > 1:
-            d.rx_free.append(get_used(d.rx))
+            put(d.rx_free, get_used(d.rx))
             yield spend(DRIVER_RECEIVE_FRAG)
             buffers -= 1
         average = size
@@ -787,7 +788,7 @@ def packet_in(d: VirtioNet, buffer: int) -> int:
 
 def post(d: VirtioNet) -> None:
     """Make the buffers of one packet available: one for a frame, or a chain for the largest GSO packet."""
-    buffer = d.rx_free.pop()
+    buffer = take_first(d.rx_free)
     d.rx.seg_addr[0] = buffer
     if d.big:
         d.rx.seg_len[0] = NET_HDR_LEN

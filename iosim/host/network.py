@@ -119,6 +119,7 @@ class Network:
         gso_skb: Packets that have left the queueing discipline, segmented if need be, and wait for the NIC.
         gro: What its NAPI holds back.
         tap_csum, tap_tso4: The reader of the tap takes packets without a checksum, and GSO packets (TUNSETOFFLOAD).
+        csum_partial: Packets that are written to a tap come without a checksum.
         running: Some thread moves packets from the queueing discipline to the NIC.
         dql: How much the NIC may have; ``sent`` is what it has sent, bytes, ever.
         tx_done: The channel by which the NIC tells that it has sent something, unless ``tx_irq_pending`` already.
@@ -131,10 +132,10 @@ class Network:
     """
 
     __slots__ = (
-        "between_guests", "client", "dql", "frame", "from_client", "from_client_at", "gro", "gso_skb", "irq",
-        "irq_pending", "machine", "milestones", "nic", "nic_gro", "nic_tso", "nic_tx", "propagation", "qdisc", "queued",
-        "running", "rx_ring", "sent", "softirq", "steering", "tap", "tap_csum", "tap_tso4", "to_client", "to_client_at",
-        "tx_done", "tx_irq_pending", "wire_bytes", "wire_in",
+        "between_guests", "client", "csum_partial", "dql", "frame", "from_client", "from_client_at", "gro", "gso_skb",
+        "irq", "irq_pending", "machine", "milestones", "nic", "nic_gro", "nic_tso", "nic_tx", "propagation", "qdisc",
+        "queued", "running", "rx_ring", "sent", "softirq", "steering", "tap", "tap_csum", "tap_tso4", "to_client",
+        "to_client_at", "tx_done", "tx_irq_pending", "wire_bytes", "wire_in",
     )  # fmt: skip
 
     def __init__(
@@ -181,6 +182,7 @@ class Network:
         self.gro = Gro(flows or machine.flows.count)
         self.tap_csum = False
         self.tap_tso4 = False
+        self.csum_partial = False
         self.gso_skb = Fifo(GSO_MAX_SEGS)
         self.running = False
         self.dql = Dql()
@@ -252,12 +254,12 @@ def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, Non
         automq(net, tap, row)
     if net.between_guests:
         mark(net.machine.table, row, tap.milestones.processed, net.machine.clock.now)
-    yield spend(BRIDGE)
-    if net.between_guests:
-        yield from tun_net_xmit(net, row, tap.other)
+        yield from br_forward(net, row, tap.other, net.csum_partial)
     elif net.queued:
+        yield spend(BRIDGE)
         yield from dev_queue_xmit(net, row)
     else:
+        yield spend(BRIDGE)
         yield spend(NIC_TX)
         if put(net.nic_tx, row):
             yield notify(net.nic)
@@ -407,7 +409,7 @@ def host_softirq(net: Network) -> Generator[Effect, None, None]:
                 m.counters.n[count.STREAM_FRAMES] += 1
                 yield from napi_gro_receive(net, row)
             else:
-                yield from br_forward(net, row)
+                yield from br_forward(net, row, 0, False)
             polled += 1
             more = net.rx_ring.count > 0
             if polled == NAPI_POLL_WEIGHT or not more:
@@ -428,7 +430,7 @@ def napi_gro_receive(net: Network, packet: int) -> Generator[Effect, None, None]
         gro_receive(net.gro, packet, flow_of(net.machine.flows, packet))
         yield from netif_receive(net)
     else:
-        yield from br_forward(net, packet)
+        yield from br_forward(net, packet, 0, False)
 
 
 def napi_gro_flush(net: Network) -> Generator[Effect, None, None]:
@@ -440,14 +442,20 @@ def napi_gro_flush(net: Network) -> Generator[Effect, None, None]:
 def netif_receive(net: Network) -> Generator[Effect, None, None]:
     """Forward what GRO has let go."""
     while net.gro.done.count > 0:
-        yield from br_forward(net, take_first(net.gro.done))
+        yield from br_forward(net, take_first(net.gro.done), 0, False)
 
 
-def br_forward(net: Network, packet: int) -> Generator[Effect, None, None]:
-    """The bridge has a packet for the tap, which may not take GSO packets: then it is segmented here.
+def br_forward(net: Network, packet: int, end: int, partial: bool) -> Generator[Effect, None, None]:
+    """The bridge has a packet for a tap, which may not take GSO packets: then it is segmented here.
 
     That is validate_xmit_skb, for a device with the features that QEMU has set by TUNSETOFFLOAD: without TUN_F_TSO4
     segments, without TUN_F_CSUM their checksums are computed, since GRO leaves none in the packet it makes.
+
+    Args:
+        net: The network.
+        packet: The packet.
+        end: Which end of its flow the tap is at (see `tun_net_xmit`).
+        partial: Its sender has left the checksum to whoever sends it on (CHECKSUM_PARTIAL).
     """
     yield spend(BRIDGE)
     size = payload(packet)
@@ -464,15 +472,21 @@ def br_forward(net: Network, packet: int) -> Generator[Effect, None, None]:
             segment = sized(packet, size)
             if left > 0:
                 segment = sized(stream_packet(flow_of(net.machine.flows, packet)), size)
-            yield from tun_net_xmit(net, segment, 0)
+            yield from tun_net_xmit(net, segment, end)
     else:
-        yield from tun_net_xmit(net, packet, 0)
+        if partial and not net.tap_csum:
+            yield spend(HOST_CHECKSUM, packet_len(net, packet))
+        yield from tun_net_xmit(net, packet, end)
 
 
-def tap_set_offload(net: Network, csum: bool, tso4: bool) -> None:
-    """What the tap takes, for all its queues: QEMU sets it when the guest has chosen its features (TUNSETOFFLOAD)."""
+def tap_set_offload(net: Network, csum: bool, tso4: bool, partial: bool) -> None:
+    """What the taps take, all alike: QEMU sets it when the guest has chosen its features (TUNSETOFFLOAD).
+
+    ``partial``: the guests leave checksums to their devices, so that what comes from a tap has none.
+    """
     net.tap_csum = csum
     net.tap_tso4 = tso4
+    net.csum_partial = partial
 
 
 def tun_net_xmit(net: Network, packet: int, end: int) -> Generator[Effect, None, None]:

@@ -15,7 +15,7 @@ from iosim.host.costs import GUEST_TIMER, GUEST_WAKEUP, INTERARRIVAL, THINK_TIME
 from iosim.host.flows import flow_of, remember
 from iosim.host.kvm import Vcpu, arm_timer, deliver_interrupt, eoi_edge, irq_enter, irq_return
 from iosim.host.machine import Machine
-from iosim.host.packets import LAST, stream_packet
+from iosim.host.packets import LAST, calls_acknowledged, ends_call, of_stream, payload, stream_packet
 from iosim.window import SENDER, complete, drop, new_request
 from iosim.workload.client import BACKLOG, Client, return_credit
 from iosim.workload.spec import REQUEST, RX, STREAM, TX, Workload
@@ -91,11 +91,11 @@ class Timetable:
 
 
 class Timeouts:
-    """The timeouts of clients in guests: who gives their requests up that were lost.
+    """The timeouts of senders in guests: clients give requests up that were lost, streams go on.
 
     Args:
         machine: The machine.
-        applications: The clients' applications, by flow.
+        applications: Who sends requests or a stream, by flow.
     """
 
     __slots__ = ("applications", "machine")
@@ -253,14 +253,25 @@ def next_reply(a: Application) -> Generator[Effect, None, None]:
 
 
 def timeouts(t: Timeouts) -> Generator[Effect, None, None]:
-    """A request was lost: its timeout comes at once, by an interrupt of its client's timer."""
+    """A packet was lost: its timeout comes at once, by an interrupt of its sender's timer.
+
+    Of a stream that is as if the packet had been sent again, had arrived and been acknowledged.
+    """
     m = t.machine
     while True:
         while m.window.lost.count == 0:
             yield wait(m.window.losses)
-        a = t.applications[flow_of(m.flows, take_first(m.window.lost))]
-        a.lost += 1
-        yield notify(a.timer.fires)
+        packet = take_first(m.window.lost)
+        a = t.applications[flow_of(m.flows, packet)]
+        if of_stream(packet):
+            calls = calls_acknowledged(packet)
+            if payload(packet) > 0 and ends_call(packet):
+                calls = 1
+            a.socket.credits += calls
+            yield notify(a.timer.fires)
+        elif a.kind == REQUEST and not a.open_loop:
+            a.lost += 1
+            yield notify(a.timer.fires)
 
 
 def next_arrival(a: Application) -> Generator[Effect, None, int]:
@@ -310,7 +321,9 @@ def timer_interrupt(t: GuestTimer) -> Generator[Effect, None, None]:
         yield spend(GUEST_TIMER)
         i = 0
         while i < len(t.applications):
-            if not t.applications[i].armed:
+            if t.applications[i].socket.stream:
+                yield notify(t.applications[i].socket.writable)
+            elif not t.applications[i].armed:
                 yield notify(t.applications[i].socket.readable)
             i += 1
         yield from irq_return(t.vcpu)

@@ -211,14 +211,19 @@ class NetworkRoom:
         self.vcpu, self.socket, self.application = first.vcpu, first.socket, first.application
         makers = [self.guests[home].applications[flow // groups] for flow, home in enumerate(homes[0])]
         asks = workload.kind == RR and workload.between_guests
+        streams = workload.streams and workload.between_guests
         scheduled = workload.open_loop and (workload.kind == TX or asks)
         if scheduled:
             Timetable(self.machine, makers[: workload.flows])
-        elif asks:
-            Timeouts(self.machine, makers)
+        if streams or (asks and not scheduled):
+            behind = next((side for side in range(sides) if workload.sends_background(side)), 0)
+            home = homes[behind][-1]
+            Timeouts(self.machine, [*makers[: workload.flows], self.guests[home].applications[workload.flows // groups]]
+                     if workload.background else makers)
         for guest in self.guests:
+            sends = guest.side == 0 or workload.background > 0
             with guest.names():
-                for each in guest.timers if (scheduled or asks) and guest.side == 0 else []:
+                for each in guest.timers if (scheduled or asks or streams) and sends else []:
                     each.install()
 
     def _socket(self, guest: GuestRoom, flow: int) -> Socket:
@@ -229,7 +234,7 @@ class NetworkRoom:
             size, depth, stream = w.size, w.depth, w.stream
             if flow == w.flows:
                 size, depth, stream = w.background, w.background_depth, True
-            made = Socket(self.machine, guest.milestones, vcpu, size, depth, flow, stream, w.received[flow])
+            made = Socket(self.machine, guest.milestones, vcpu, size, depth, flow, stream, w.received(guest.side)[flow])
         guest.mine.append(made)
         return made
 
@@ -242,7 +247,7 @@ class NetworkRoom:
         if self.workload.between_guests:
             ends = (REQUEST, RR) if kind == RR else (TX, RX)
             kind = ends[guest.side]
-        behind = SINK if self.workload.received[-1] else STREAM
+        behind = STREAM if self.workload.sends_background(guest.side) else SINK
         for s in guest.mine:
             number = s.vcpu.number
             task = by_vcpu[number].index(s)

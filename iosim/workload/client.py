@@ -75,7 +75,7 @@ class Client:
         self.open_loop = workload.open_loop
         self.credits = [workload.depth] * workload.flows
         self.credit = [system.channel(instance("client credit", flow)) for flow in range(workload.flows)]
-        self.received = workload.received
+        self.received = workload.received()
         self.shared = workload.kind == RR and any(self.received)
         self.call = [workload.size] * workload.flows
         if workload.background:

@@ -97,11 +97,26 @@ class Workload:
         """Whether a request is a send call of a TCP stream, and not a UDP packet: it does not fit one frame."""
         return self.kind != RR and self.size > MAX_PAYLOAD
 
+    def sends_background(self, side: int = 0) -> bool:
+        """Tell whether the guests at an end of the flows send the background stream, if there is one.
+
+        Between guests that is the sender of tx; in rr ``client`` and ``guest`` are what they are outside: who makes the
+        requests, and who answers them.
+        """
+        if self.between_guests:
+            return side == (1 if self.kind == RR and self.background_from == GUEST else 0)
+        return self.background_from == GUEST
+
+    def received(self, side: int = 0) -> list[bool]:
+        """Which flows are streams that the guests at an end of them receive, the background's last."""
+        receives = side == 1 if self.between_guests else self.kind == RX
+        flows = [self.stream and receives] * self.flows
+        return [*flows, not self.sends_background(side)] if self.background else flows
+
     @property
-    def received(self) -> list[bool]:
-        """Which flows are streams that the guest receives, the background's last."""
-        flows = [self.stream and self.kind == RX] * self.flows
-        return [*flows, self.background_from == CLIENT] if self.background else flows
+    def guests_receive(self) -> bool:
+        """Whether any guest receives a stream."""
+        return any(any(self.received(side)) for side in range(self.sides))
 
     @property
     def streams(self) -> bool:

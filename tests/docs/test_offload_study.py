@@ -7,6 +7,8 @@ import pytest
 pytest.importorskip("iosim.engine.compiled.code")  # minutes on SimPy
 
 from offload_study import (
+    BACK_END,
+    GUESTS_SWITCHES,
     PAGE,
     PATIENT,
     QDISCS,
@@ -15,7 +17,9 @@ from offload_study import (
     SWITCHES,
     WIRES,
     busy,
+    busy_with_call,
     gigabits,
+    guests,
     receive,
     renewed,
     run,
@@ -24,7 +28,6 @@ from offload_study import (
 pytestmark = pytest.mark.slow
 ON, HOST, GUEST_TSO, GUEST = SWITCHES
 ALL, NO_GRO, NO_TSO4, NO_CSUM, NO_GUEST_GRO, NO_MERGING = RECEIVE_SWITCHES
-BACK_END = {"vhost-net": "vhost", "virtio-net": "qemu-main"}
 
 
 def latency(rate: str, qdisc: str, switch: str) -> float:
@@ -127,3 +130,35 @@ def test_at_1_gbit_interrupts_matter_more_than_switches(model: str) -> None:
     assert request(model, PATIENT, ALL) - request(model, "1Gbit/s", ALL) == pytest.approx(63_000, abs=3_000)
     assert all(gigabits(receive(model, wire, switch)) == pytest.approx(0.941, abs=0.003)
                for wire in list(WIRES)[:2] for switch in RECEIVE_SWITCHES)  # fmt: skip
+
+
+# -- from guest to guest ----------------------------------------------------------------------------------------
+
+
+def guests_gigabits(model: str, switch: str) -> float:
+    return guests(model, switch).bits_per_s.value / 1e9
+
+
+@pytest.mark.parametrize("model", BACK_END)
+def test_the_hosts_nic_is_not_on_the_way_from_guest_to_guest(model: str) -> None:
+    on, advice = (guests(model, switch) for switch in ("all on", "host NIC: tso, gso, gro off"))
+    assert (on.stamps == advice.stamps).all()
+
+
+@pytest.mark.parametrize("model", BACK_END)
+def test_every_other_switch_costs_throughput_from_guest_to_guest(model: str) -> None:
+    for switch in list(GUESTS_SWITCHES)[2:]:
+        assert guests_gigabits(model, switch) < 0.7 * guests_gigabits(model, "all on")
+
+
+def test_cutting_late_is_better_than_cutting_early() -> None:
+    """At the receiver's tap vhost hands over what it cuts together; segments from the guest come singly."""
+    late, early = (guests("vhost-net", switch) for switch in ("guest_tso4=off", "guests: tso off"))
+    assert late.bits_per_s.value > 2 * early.bits_per_s.value
+    assert busy_with_call(late, "vm0-vcpu0") < 0.5 * busy_with_call(early, "vm0-vcpu0")
+
+
+def test_qemu_reads_segments_singly_and_is_the_limit() -> None:
+    for switch in ("guest_tso4=off", "guest_csum=off"):
+        assert guests("virtio-net", switch).saturated == ["vm1-qemu-main"]
+    assert "vm1-vcpu0" in guests("vhost-net", "guest_tso4=off").saturated

@@ -340,7 +340,7 @@ class CompiledEngine:
 
 
 FETCHED: Final = {
-    "Window": ("completed", "dropped_at", "draining", "overloaded", "boundary", "limit"),
+    "Window": ("completed", "dropped_at", "segments_lost", "draining", "overloaded", "boundary", "limit"),
     "Summary": ("count", "longest", "open"),
     "Counters": ("n",),
 }
