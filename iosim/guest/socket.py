@@ -1,7 +1,6 @@
 """The guest's socket layer: a UDP socket, its two buffers, and the system calls of the application on it.
 
-A socket may be a TCP one that sends a stream, or receives one. Of the latter TCP's receiving half is here: what is
-acknowledged, and when (Linux net/ipv4/tcp_input.c).
+A socket may be a TCP one that sends a stream, or receives one (`iosim.host.tcp_receiver`).
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ from iosim.host.costs import (
     SYS_RECVMSG,
     SYS_SENDMSG,
 )
-from iosim.host.frames import MSS
 from iosim.host.kvm import Vcpu, wake_up
 from iosim.host.machine import Machine
-from iosim.host.packets import acknowledgement, calls_acknowledged, ends_call, payload, request_of
+from iosim.host.packets import calls_acknowledged, ends_call, request_of
 from iosim.requests import FOREIGN, mark
 from iosim.window import SOCKET, drop
 
@@ -154,18 +152,6 @@ def sock_wfree(s: Socket) -> Generator[Effect, None, None]:
 # -- receiving a stream -----------------------------------------------------------------------------------------
 
 
-def tcp_queue_rcv(s: Socket, packet: int) -> bool:
-    """Data of a stream has come, in order, as always here; return whether it is acknowledged at once.
-
-    It is where more than one full segment is unacknowledged (__tcp_ack_snd_check): for every GSO packet of two segments
-    or more, and for every second segment that comes by itself.
-    """
-    s.unacked += payload(packet)
-    if ends_call(packet):
-        s.calls += 1
-    return s.unacked > MSS
-
-
 def tcp_data_ready(s: Socket, packet: int, vcpu: Vcpu) -> Generator[Effect, None, None]:
     """Wake the application if a send call is there in full (softirq on ``vcpu``)."""
     if ends_call(packet):
@@ -176,31 +162,3 @@ def tcp_data_ready(s: Socket, packet: int, vcpu: Vcpu) -> Generator[Effect, None
         mark(s.machine.table, row, s.milestones.received, s.machine.clock.now)
         yield notify(s.readable)
         yield from wake_up(vcpu, s.vcpu)
-
-
-def tcp_select_window(s: Socket) -> int:
-    """Return how many send calls may be acknowledged in all: what has come, as far as the receive buffer has room."""
-    calls = s.calls
-    if calls > s.read + s.window:
-        calls = s.read + s.window
-    return calls
-
-
-def tcp_cleanup_rbuf(s: Socket) -> bool:
-    """The application has read; return whether that is acknowledged.
-
-    It is where all is read and something is unacknowledged, the end of a send call that came by itself; and where the
-    window was shut for want of room.
-    """
-    shut = s.calls >= s.read + s.window
-    return (s.unacked > 0 and s.queue.count == 0) or (shut and tcp_select_window(s) > s.acked)
-
-
-def tcp_ack(s: Socket) -> int:
-    """Return the number of the acknowledgement that is due."""
-    calls = tcp_select_window(s) - s.acked
-    if calls > 2:
-        calls = 2
-    s.acked += calls
-    s.unacked = 0
-    return acknowledgement(s.number, calls)

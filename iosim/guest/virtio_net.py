@@ -18,15 +18,7 @@ from iosim.effects import SOFTIRQ, TASK, Effect, busy_poll, level, notify, spend
 from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.fifo import Fifo, put, take_first
-from iosim.guest.socket import (
-    Socket,
-    deliver,
-    sock_wfree,
-    tcp_ack,
-    tcp_cleanup_rbuf,
-    tcp_data_ready,
-    tcp_queue_rcv,
-)
+from iosim.guest.socket import Socket, deliver, sock_wfree, tcp_data_ready
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.guest.tcp import SKB_FRAG, Offloads, tcp_write_xmit
 from iosim.host import counters as count
@@ -53,6 +45,7 @@ from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop
 from iosim.host.packets import calls_acknowledged, flow_number, of_stream, payload
 from iosim.host.rx_buffers import NUM_BUFFERS
+from iosim.host.tcp_receiver import tcp_ack, tcp_cleanup_rbuf, tcp_queue_rcv
 from iosim.host.virtio_net import QemuVirtioNet, virtio_queue_notify
 from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, interrupted, read_isr, write_to_qemu
 from iosim.host.work import WorkQueue, show_poller

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import iosim
 from iosim.fifo import take_first
-from iosim.guest.socket import tcp_ack, tcp_cleanup_rbuf, tcp_queue_rcv, tcp_select_window
 from iosim.host.counters import NAMES
 from iosim.host.gro import GRO_MAX_SIZE, IP_HEADERS, Gro, gro_flush, gro_receive
 from iosim.host.hosts import load
@@ -29,6 +28,7 @@ from iosim.host.packets import (
     stream_packet,
 )
 from iosim.host.rx_buffers import RxBuffers, enough, get_rx_bufs
+from iosim.host.tcp_receiver import tcp_ack, tcp_cleanup_rbuf, tcp_queue_rcv, tcp_select_window
 from iosim.ring.memory import GuestMemory, allocate
 from iosim.ring.queue import DeviceQueue, add, new_queue
 from iosim.run import run as run_specification
