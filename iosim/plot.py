@@ -607,7 +607,7 @@ def _title(result: Result) -> str:
     what = {"rr": "one round trip", "tx": "one packet sent", "rx": "one packet received"}.get(w.name, "one request")
     load = f"{w.arrivals}, {w.rate:g}/s" if w.open_loop else f"depth {w.depth}"
     load += f", {w.flows} flows" if w.flows > 1 else ""
-    load += ", guest to guest" if w.between_guests else ""
+    load += {"guest": ", guest to guest", "host": ", with the host"}.get(w.peer, "")
     return f"Where the time of {what} goes ({w.name}, {w.size} B, {load})"
 
 

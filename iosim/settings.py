@@ -124,8 +124,9 @@ class WorkloadSettings(Settings):
     background_from: Literal["guest", "client"] = Field(
         "guest", description="who sends that stream: the guest, or (beside rr) the client"
     )
-    peer: Literal["outside", "guest"] = Field(
-        "outside", description="the other end: outside, at the end of the wire; or a second guest on the same bridge"
+    peer: Literal["outside", "guest", "host"] = Field(
+        "outside",
+        description="the other end: outside, at the end of the wire; a second guest on the same bridge; or the host",
     )
     think_time: Time = Field(0, description="time the guest's application works on a request")
     peer_delay: Time = Field(0, description="time the client waits after a reply (closed loop)")

@@ -163,7 +163,7 @@ def _load(result: Result) -> str:
     w, run = result.specification.workload, result.specification.run
     load = f"{w.rate:g}/s {w.arrivals}" if w.open_loop else f"depth {w.depth}"
     load += f", {w.flows} flows" if w.flows > 1 else ""
-    load += ", guest to guest" if w.between_guests else ""
+    load += {"guest": ", guest to guest", "host": ", with the host"}.get(w.peer, "")
     return f"{w.name}, {w.size} B, {load} · seed {run.seed} · {100 * result.confidence:g} % intervals"
 
 

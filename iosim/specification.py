@@ -31,6 +31,7 @@ from iosim.workload.spec import (
     CLOSED,
     DEFAULT_DEPTH,
     GUEST,
+    HOST,
     MAX_PAYLOAD,
     MAX_SEND,
     POISSON,
@@ -272,6 +273,13 @@ def _with(ability: str) -> str:
 
 
 def _vms(guest: GuestSettings, w: WorkloadSettings, model: Model) -> int:
+    if w.peer == HOST:
+        if not model.vms:
+            raise IosimError(
+                f"{model.name} bypasses the host's bridge; {_with('vms')} have a tap there", "workload.peer"
+            )
+        if w.peer_delay:
+            raise IosimError("a client on the host does not wait after a reply; leave this out", "workload.peer_delay")
     if w.peer != GUEST:
         return guest.vms or 1
     if not model.vms:

@@ -7,10 +7,9 @@ its own start_xmit.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Final
+from typing import Final, Protocol
 
 from iosim.effects import Effect, spend
-from iosim.guest.socket import Socket
 from iosim.host.costs import GSO_SEGMENT, GUEST_CHECKSUM, GUEST_STACK_TX
 from iosim.host.frames import MSS, TCP_HEADERS
 from iosim.host.packets import GSO_MAX_SEGS, sized, stream_packet
@@ -56,7 +55,14 @@ class Offloads:
         self.gso_size = GSO_MAX_SEGS * MSS if self.tso else MSS
 
 
-def tcp_write_xmit(o: Offloads, s: Socket, row: int, left: int) -> Generator[Effect, None, int]:
+class TcpSender(Protocol):
+    """A socket that sends a stream: its flow's number, and bytes of a send call."""
+
+    number: int
+    size: int
+
+
+def tcp_write_xmit(o: Offloads, s: TcpSender, row: int, left: int) -> Generator[Effect, None, int]:
     """Cut the next packet from a send call of a stream; return it. The last stands for the request.
 
     With TSO these are GSO packets. With GSO alone the stack below TCP saw such packets too, and they are segmented

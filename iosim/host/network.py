@@ -28,6 +28,7 @@ from iosim.host.dql import Dql, dql_avail, dql_completed, dql_queued
 from iosim.host.flows import flow_hash, flow_of, reciprocal_scale, rss_queue
 from iosim.host.frames import MSS, TCP_HEADERS
 from iosim.host.gro import NAPI_POLL_WEIGHT, Gro, gro_flush, gro_receive
+from iosim.host.local_stack import LocalSocket, local_data_ready, local_rcv
 from iosim.host.machine import Machine
 from iosim.host.packets import (
     GSO_MAX_SEGS,
@@ -109,6 +110,7 @@ class Network:
         guests: Taps: one for each guest.
         homes: The guest of each flow. Between guests two such lists, for either end.
         views: Where to stamp for the guests of either list; without them as ``milestones`` says.
+        to_host: The other ends of all flows are processes on the host: there is no NIC and no wire.
         bypass: The NIC is not the host kernel's: there is nothing but the wire, and who has the NIC serves its ends.
         qdisc: The queueing discipline of the host's NIC. None: all packets are single frames and there is one queue,
             so that it makes no difference to the NIC's own.
@@ -127,15 +129,16 @@ class Network:
         steering: The place of the queue that each flow's frames are put into: among the taps' in ``tap`` (see
             `automq`), for each end that is a guest; or among the NIC's (RSS).
         between_guests: Frames go from one tap into another; there is no NIC and no wire.
+        local: The host's sockets, by flow, where they are the other ends.
         to_client: Frames on the wire to the client: rows, with arrival times in ``to_client_at``.
         client: The channel notified when a frame leaves for the client.
     """
 
     __slots__ = (
         "between_guests", "client", "csum_partial", "dql", "frame", "from_client", "from_client_at", "gro", "gso_skb",
-        "irq", "irq_pending", "machine", "milestones", "nic", "nic_gro", "nic_tso", "nic_tx", "propagation", "qdisc",
-        "queued", "running", "rx_ring", "sent", "softirq", "steering", "tap", "tap_csum", "tap_tso4", "to_client",
-        "to_client_at", "tx_done", "tx_irq_pending", "wire_bytes", "wire_in",
+        "irq", "irq_pending", "local", "machine", "milestones", "nic", "nic_gro", "nic_tso", "nic_tx", "propagation",
+        "qdisc", "queued", "running", "rx_ring", "sent", "softirq", "steering", "tap", "tap_csum", "tap_tso4",
+        "to_client", "to_client_at", "tx_done", "tx_irq_pending", "wire_bytes", "wire_in",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +154,7 @@ class Network:
         guests: int = 1,
         homes: Sequence[Sequence[int]] = ((0,),),
         views: Sequence[NetworkMilestones] = (),
+        to_host: bool = False,
         bypass: bool = False,
         qdisc: Qdisc | None = None,
         nic_tso: bool = True,
@@ -164,6 +168,7 @@ class Network:
         self.propagation = propagation
         self.between_guests = len(homes) > 1
         flows = len(homes[0])
+        self.local: list[LocalSocket] = []
         self.tap: list[TapQueue] = []
         for place in range(guests * queues):
             side = place // queues % len(homes)
@@ -201,7 +206,7 @@ class Network:
         self.irq = system.channel("host NIC interrupt")
         self.irq_pending = False
         self.softirq = -1
-        if not bypass and not self.between_guests:
+        if not bypass and not self.between_guests and not to_host:
             self.softirq = system.thread("host-softirq", priority=1)
             system.process("host NIC transmit", nic_transmit(self))
             system.process("host NIC receive", nic_receive(self))
@@ -247,7 +252,8 @@ def copy_packet_hot(net: Network, packet: int) -> Generator[Effect, None, None]:
 def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, None, None]:
     """What a write to a queue of the tap does in the kernel once the frame is copied: skb, bridge, NIC driver.
 
-    Between guests the bridge's other port is a tap, whose ``ndo_start_xmit`` runs on this thread as well.
+    Between guests the bridge's other port is a tap, whose ``ndo_start_xmit`` runs on this thread as well; and so does
+    the host's own stack, where the other end is a process on the host.
     """
     yield spend(TAP_WRITE)
     if len(net.tap) > 1:
@@ -255,6 +261,9 @@ def tap_transmit(net: Network, tap: TapQueue, row: int) -> Generator[Effect, Non
     if net.between_guests:
         mark(net.machine.table, row, tap.milestones.processed, net.machine.clock.now)
         yield from br_forward(net, row, tap.other, net.csum_partial)
+    elif len(net.local) > 0:
+        mark(net.machine.table, row, tap.milestones.processed, net.machine.clock.now)
+        yield from br_pass_frame_up(net, row)
     elif net.queued:
         yield spend(BRIDGE)
         yield from dev_queue_xmit(net, row)
@@ -443,6 +452,21 @@ def netif_receive(net: Network) -> Generator[Effect, None, None]:
     """Forward what GRO has let go."""
     while net.gro.done.count > 0:
         yield from br_forward(net, take_first(net.gro.done), 0, False)
+
+
+def br_pass_frame_up(net: Network, packet: int) -> Generator[Effect, None, None]:
+    """The bridge has a packet for the host itself.
+
+    Its checksum is verified where there is one; one that the guest has left to its device is not (CHECKSUM_PARTIAL).
+    """
+    yield spend(BRIDGE)
+    if not net.csum_partial:
+        yield spend(HOST_CHECKSUM, packet_len(net, packet))
+    s = net.local[flow_of(net.machine.flows, packet)]
+    ack = yield from local_rcv(s, packet)
+    if ack != EMPTY:
+        yield from br_forward(net, ack, 0, True)
+    yield from local_data_ready(s, packet)
 
 
 def br_forward(net: Network, packet: int, end: int, partial: bool) -> Generator[Effect, None, None]:

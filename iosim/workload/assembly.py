@@ -18,6 +18,7 @@ from iosim.ring.memory import GuestMemory
 from iosim.window import Window
 from iosim.workload.application import Application, GuestTimer, Timeouts, Timetable
 from iosim.workload.client import Client
+from iosim.workload.host_peer import HostLoad, HostProcess, host_processes, install
 from iosim.workload.path import Milestones
 from iosim.workload.spec import REQUEST, RR, RX, SINK, STREAM, TX, Workload
 
@@ -190,8 +191,9 @@ class NetworkRoom:
             guests=vms,
             homes=homes,
             views=self.views,
+            to_host=workload.with_host,
             bypass=bypass,
-            qdisc=Qdisc(fair, flows) if (fair or workload.streams) and not bypass else None,
+            qdisc=Qdisc(fair, flows) if (fair or workload.streams) and not bypass and not workload.with_host else None,
             nic_tso=bool(p["nic_tso"].value),
             nic_gro=bool(p["nic_gro"].value),
         )
@@ -203,28 +205,16 @@ class NetworkRoom:
             for home in set(side):
                 self.guests[home].sockets = sockets
         self.client = Client(self.machine, self.network, self.milestones, workload)
+        on_host: list[HostProcess] = []
+        if workload.with_host:
+            on_host = host_processes(self.machine, self.network, self.client, self.milestones, workload)
         for guest in self.guests:
             with guest.names():
                 self._applications(guest, timer)
         first = self.guests[0]
         self.vcpus, self.sockets, self.applications = first.vcpus, first.sockets, first.applications
         self.vcpu, self.socket, self.application = first.vcpu, first.socket, first.application
-        makers = [self.guests[home].applications[flow // groups] for flow, home in enumerate(homes[0])]
-        asks = workload.kind == RR and workload.between_guests
-        streams = workload.streams and workload.between_guests
-        scheduled = workload.open_loop and (workload.kind == TX or asks)
-        if scheduled:
-            Timetable(self.machine, makers[: workload.flows])
-        if streams or (asks and not scheduled):
-            behind = next((side for side in range(sides) if workload.sends_background(side)), 0)
-            home = homes[behind][-1]
-            Timeouts(self.machine, [*makers[: workload.flows], self.guests[home].applications[workload.flows // groups]]
-                     if workload.background else makers)
-        for guest in self.guests:
-            sends = guest.side == 0 or workload.background > 0
-            with guest.names():
-                for each in guest.timers if (scheduled or asks or streams) and sends else []:
-                    each.install()
+        self._clocks(homes, on_host)
 
     def _socket(self, guest: GuestRoom, flow: int) -> Socket:
         """Give a guest its socket of a flow; that of the background stream is the one after the workload's."""
@@ -237,6 +227,30 @@ class NetworkRoom:
             made = Socket(self.machine, guest.milestones, vcpu, size, depth, flow, stream, w.received(guest.side)[flow])
         guest.mine.append(made)
         return made
+
+    def _clocks(self, homes: list[list[int]], on_host: list[HostProcess]) -> None:
+        """Add whose time comes: open loops of guests, senders of what was lost, the timers that tell both."""
+        w = self.workload
+        groups = len(self.guests) // w.sides
+        by_side = [[self.guests[home].applications[flow // groups] for flow, home in enumerate(s)] for s in homes]
+        makers = by_side[0]
+        senders = list(makers)
+        if w.background and w.sends_background(len(by_side) - 1):
+            senders[-1] = by_side[-1][-1]
+        asks = w.kind == RR and w.between_guests
+        scheduled = w.open_loop and (w.kind == TX or asks)
+        streams = w.streams and (w.between_guests or w.with_host)
+        if scheduled:
+            Timetable(self.machine, makers[: w.flows])
+        if w.between_guests and (streams or (asks and not scheduled)):
+            Timeouts(self.machine, senders)
+        if w.with_host:
+            install(HostLoad(self.machine, on_host, senders), w)
+        for guest in self.guests:
+            if (scheduled and guest.side == 0) or (asks and guest.side == 0) or streams:
+                with guest.names():
+                    for each in guest.timers:
+                        each.install()
 
     def _applications(self, guest: GuestRoom, timer: int) -> None:
         """Give a guest its applications, and each of its vCPUs what they share."""

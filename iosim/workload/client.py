@@ -93,8 +93,9 @@ class Client:
         self.reply: list[int] = []
         self.lost: list[bool] = []
         self.work: list[Fifo] = []
-        if workload.between_guests:
-            # Nobody is outside. Nor does anybody wait for a packet that was lost, but in rr (`Timeouts`).
+        if workload.between_guests or workload.with_host:
+            # Nobody is outside. Nor does anybody wait for a packet that was lost, but in rr (`Timeouts`). On the host
+            # there are processes of its own (`iosim.workload.host_peer`), which use what is here.
             return
         if workload.kind == RR:
             count = (OPEN_SENDERS // workload.flows if workload.open_loop else workload.depth) * workload.flows

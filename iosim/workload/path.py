@@ -31,6 +31,15 @@ CLIENT_OUT: Final = {
     "client_arrived": Stage("wire to client", "device", WORK),
     "client_received": Stage("client receive", "client", WORK),
 }
+HOST_IN: Final = {
+    "client_sent": Stage("client: sendmsg, stack", "client", WORK),
+    "tap_queued": Stage("bridge, tap", "host kernel", WORK),
+}
+HOST_OUT: Final = {
+    "client_arrived": Stage("bridge, host's stack", "host kernel", WORK),
+    "client_received": Stage("client wakes, recvmsg", "client", WORK),
+}
+"""Where the client is a process on the host."""
 APPLICATION_TX: Final = {
     "sent": Stage("application, sendmsg, stack", "guest", WORK),
 }
@@ -91,6 +100,10 @@ class Milestones:
         if workload.between_guests:
             chain = between_guests(workload, rx, tx)
             mine = f"{ROLES[workload.name][side]}_"
+        elif workload.with_host:
+            incoming = {**HOST_IN, **rx} if workload.kind != TX else {}
+            outgoing = {**APPLICATION_TX, **tx, **HOST_OUT} if workload.kind != RX else {}
+            chain = {**incoming, **outgoing}
         elif workload.kind == RR:
             chain = {**client_in, **rx, **APPLICATION_TX, **tx, **CLIENT_OUT}
         elif workload.kind == RX:

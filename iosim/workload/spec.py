@@ -26,7 +26,8 @@ NAMES: Final = tuple(MEANINGS)
 
 OUTSIDE: Final = "outside"
 GUEST: Final = "guest"
-PEERS: Final = (OUTSIDE, GUEST)
+HOST: Final = "host"
+PEERS: Final = (OUTSIDE, GUEST, HOST)
 ROLES: Final[dict[str, tuple[str, str]]] = {"rr": ("client", "server"), "tx": ("sender", "receiver")}
 """What the two guests are that a workload between guests has; the first makes the requests."""
 
@@ -66,7 +67,7 @@ class Workload:
         background: Bytes of each send call of a TCP stream that flows besides; 0: there is none.
         background_depth: Send calls of it that may be unacknowledged.
         background_from: ``guest`` or ``client``: who sends it.
-        peer: The other end of each flow: ``outside``, or another ``guest`` of the host.
+        peer: The other end of each flow: ``outside``, another ``guest`` of the host, or a process on the ``host``.
     """
 
     name: str
@@ -86,6 +87,11 @@ class Workload:
     def between_guests(self) -> bool:
         """Whether both ends of a flow are guests."""
         return self.peer == GUEST
+
+    @property
+    def with_host(self) -> bool:
+        """Whether the other end of each flow is a process on the host."""
+        return self.peer == HOST
 
     @property
     def sides(self) -> int:
