@@ -37,6 +37,7 @@ class LocalMilestones(Protocol):
 
     client_sent: int
     client_arrived: int
+    client_woken: int
 
 
 class LocalSocket:
@@ -139,6 +140,7 @@ def local_recvmsg(s: LocalSocket) -> Generator[Effect, None, int]:
     while s.queue.count == 0:
         yield wait(s.readable, THREAD_WAKEUP)
     row = take_first(s.queue)
+    mark(s.machine.table, row, s.milestones.client_woken, s.machine.clock.now)
     yield spend(SYS_RECVMSG)
     if s.received:
         yield spend(COPY_COLD, s.size)

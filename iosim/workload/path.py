@@ -37,7 +37,8 @@ HOST_IN: Final = {
 }
 HOST_OUT: Final = {
     "client_arrived": Stage("bridge, host's stack", "host kernel", WORK),
-    "client_received": Stage("client wakes, recvmsg", "client", WORK),
+    "client_woken": Stage("client wakes", "client", WAIT_CPU),
+    "client_received": Stage("client: recvmsg", "client", WORK),
 }
 """Where the client is a process on the host."""
 APPLICATION_TX: Final = {
@@ -84,9 +85,9 @@ class Milestones:
     """
 
     __slots__ = (
-        "arrived", "available", "client_arrived", "client_received", "client_sent", "delivered", "dequeued",
-        "handled", "irq", "kicked", "names", "nic_taken", "on_wire", "processed", "received", "room", "rx_seen",
-        "rx_signalled", "rx_used", "sent", "stages", "taken", "tap_queued", "tx_seen",
+        "arrived", "available", "client_arrived", "client_received", "client_sent", "client_woken", "delivered",
+        "dequeued", "handled", "irq", "kicked", "names", "nic_taken", "on_wire", "processed", "received", "room",
+        "rx_seen", "rx_signalled", "rx_used", "sent", "stages", "taken", "tap_queued", "tx_seen",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +126,7 @@ class Milestones:
     client_arrived: int
     client_received: int
     client_sent: int
+    client_woken: int
     delivered: int
     dequeued: int
     handled: int
