@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 SATURATED: Final = 0.95
 """The fraction of the window from which a thread that works, or waits for a lock, has no time to spare."""
+CPUS: Final = "host CPUs"
+WIRES: Final = {"out": "wire, outgoing", "in": "wire, incoming"}
+"""What else may have none: the CPUs that threads share, and either direction of the wire."""
 LOCK_WAIT: Final = "waiting for a lock"
 
 
@@ -62,21 +65,30 @@ def lost_at(first: Snapshot, last: Snapshot) -> dict[str, int]:
 
 
 def saturated(
-    first: Snapshot, last: Snapshot, threads: Sequence[str], processes: Sequence[tuple[str, int]]
+    first: Snapshot, last: Snapshot, threads: Sequence[str], processes: Sequence[tuple[str, int]], cpus: int = 0
 ) -> dict[str, list[tuple[str, float]]]:
-    """Return the threads with no time to spare between two moments, and what they did: names and fractions.
+    """Return what had no time to spare between two moments: threads and what they did (names, fractions), CPUs, wires.
 
     That a thread polls does not count: it would have time for work. That it waits for a lock does: nothing else can run
-    on a thread that waits in QEMU or in the kernel.
+    on a thread that waits in QEMU or in the kernel. ``cpus``: how many all threads share, if they do (else 0).
     """
     elapsed = last.time - first.time
-    found = {}
+    found: dict[str, list[tuple[str, float]]] = {}
+    busy = {}
     for thread, name in enumerate(threads):
         mine = [(p, last.processes[i], first.processes[i]) for i, (p, t) in enumerate(processes) if t == thread]
         shares = [(p, (a.ran - b.ran - a.polled + b.polled) / elapsed) for p, a, b in mine]
+        busy[name] = sum(share for _, share in shares)
         shares.append((LOCK_WAIT, sum(a.locked - b.locked for _, a, b in mine) / elapsed))
         if sum(share for _, share in shares) > SATURATED:
             found[name] = sorted(shares, key=lambda s: -s[1])
+    if cpus and sum(busy.values()) > SATURATED * cpus:
+        found[CPUS] = sorted(busy.items(), key=lambda s: -s[1])
+    for way, text in WIRES.items():
+        place = COUNTERS.index(f"wire_busy.{way}")
+        share = (last.counters[place] - first.counters[place]) / elapsed
+        if share > SATURATED:
+            found[text] = [("frames", share)]
     return found
 
 
@@ -252,8 +264,21 @@ class Result:
 
     @property
     def saturated(self) -> list[str]:
-        """Threads with no time to spare: at work or waiting for a lock for over 95 % of the window."""
-        return list(saturated(self.snapshots[0], self.snapshots[-1], self.threads, self.processes))
+        """What had no time to spare for over 95 % of the window.
+
+        Threads, at work or waiting for a lock; ``host CPUs``, where threads share them; the wire, either way.
+        """
+        cpus = int(self.specification.host.properties["cpus"].value)
+        return list(saturated(self.snapshots[0], self.snapshots[-1], self.threads, self.processes, cpus))
+
+    @cached_property
+    def wire_busy(self) -> dict[str, Estimate]:
+        """The fraction of the window in which frames, preamble and gap included, were on the wire: ``out``, ``in``."""
+        places = {way: COUNTERS.index(f"wire_busy.{way}") for way in WIRES}
+        return {
+            way: ratio(self._deltas([s.counters[place] for s in self.snapshots]), self._elapsed, self.confidence)
+            for way, place in places.items()
+        }
 
     @property
     def dropped(self) -> int:
@@ -329,6 +354,7 @@ class Result:
                 for thread, shares in self.cpu_by_process.items()
             },
             "lock_wait": {name: estimate.to_dict() for name, estimate in self.lock_wait.items()},
+            "wire_busy": {way: estimate.to_dict() for way, estimate in self.wire_busy.items()},
             "saturated": self.saturated,
             "breakdown_ns": {
                 s.name: {"mean": s.mean.to_dict(), "layer": s.layer, "kind": s.kind} for s in self.breakdown()

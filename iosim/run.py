@@ -25,7 +25,7 @@ from iosim.host.machine import Machine
 from iosim.kept import Requests, Summaries
 from iosim.model import Model
 from iosim.requests import filled
-from iosim.result import Result, Snapshot, lost_at, saturated
+from iosim.result import CPUS, Result, Snapshot, lost_at, saturated
 from iosim.ring.errors import raise_for
 from iosim.specification import Specification, specify
 from iosim.statistics import Batches
@@ -476,13 +476,16 @@ class _Observer:
         return [(p.name, p.thread) for p in self.machine.system.processes if p.thread >= 0]
 
     def _busy(self, first: Snapshot, last: Snapshot) -> list[str]:
-        """A line for each thread that has no time to spare: what an overloaded path is short of."""
+        """A line for each thread, or CPUs or wire, that has no time to spare: what an overloaded path is short of."""
         if first.time == last.time:  # It came to nothing already in the warm-up.
             first = replace(first, time=0, processes=tuple(ProcessTime(0, 0, 0) for _ in first.processes))
-        found = saturated(first, last, [t.name for t in self.machine.system.threads], self._processes())
+        threads = [t.name for t in self.machine.system.threads]
+        cpus = int(self.spec.host.properties["cpus"].value)
+        found = saturated(first, last, threads, self._processes(), cpus)
         return [
-            f"{thread} is saturated: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[:4] if share)
-            for thread, shares in found.items()
+            f"{name} {'are' if name == CPUS else 'is'} saturated: "
+            + ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares[:4] if share >= 0.005)
+            for name, shares in found.items()
         ]
 
     def _requests(self, first: int, last: int) -> Requests:

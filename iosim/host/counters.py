@@ -43,6 +43,9 @@ SYS_IOCTL: Final = _counter("syscalls.ioctl")
 
 COPIED_BYTES: Final = _counter("copied_bytes")
 WIRE_FRAMES: Final = _counter("wire_frames")
+# Time in ps that frames, with preamble and gap, were on the wire, out of the host and into it
+WIRE_OUT: Final = _counter("wire_busy.out")
+WIRE_IN: Final = _counter("wire_busy.in")
 BACKGROUND_BYTES: Final = _counter("background_bytes")
 STREAM_FRAMES: Final = _counter("stream.frames")
 STREAM_TAP_PACKETS: Final = _counter("stream.tap_packets")

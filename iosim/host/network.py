@@ -371,6 +371,7 @@ def put_on_wire(net: Network, row: int) -> Generator[Effect, None, None]:
     """A NIC sends a frame, bit by bit, or all frames of a GSO packet, one after the other (TSO)."""
     m = net.machine
     size = payload(row)
+    began = m.clock.now
     if size == 0:
         yield spend(WIRE, net.wire_bytes)
         m.counters.n[count.WIRE_FRAMES] += 1
@@ -379,6 +380,7 @@ def put_on_wire(net: Network, row: int) -> Generator[Effect, None, None]:
         m.counters.n[count.WIRE_FRAMES] += segments(size)
         if row >= FOREIGN and flow_number(row) == m.flows.count:
             m.counters.n[count.BACKGROUND_BYTES] += size
+    m.counters.n[count.WIRE_OUT] += m.clock.now - began
     mark(m.table, row, net.milestones.on_wire, m.clock.now)
     put(net.to_client, row)
     put(net.to_client_at, m.clock.now + net.propagation)

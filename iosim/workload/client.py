@@ -13,6 +13,7 @@ from typing import Final
 from iosim.effects import Effect, give, notify, sleep_until, spend, take, wait
 from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
+from iosim.host import counters as count
 from iosim.host.costs import CLIENT_RECEIVE, CLIENT_SEND, INTERARRIVAL, PEER_DELAY, WIRE
 from iosim.host.flows import flow_of, remember
 from iosim.host.frames import MSS, TCP_HEADERS, WIRE_OVERHEAD
@@ -197,10 +198,7 @@ def client_wire(c: Client) -> Generator[Effect, None, None]:
             size = TCP_HEADERS + WIRE_OVERHEAD
         if c.shared:
             yield take(c.wire)
-        yield spend(WIRE, size)
-        put(net.from_client, row)
-        put(net.from_client_at, c.machine.clock.now + net.propagation)
-        yield notify(net.wire_in)
+        yield from put_on_wire(c, row, size)
         if c.shared:
             yield give(c.wire)
 
@@ -327,7 +325,6 @@ def stream_sender(c: Client, flow: int) -> Generator[Effect, None, None]:
 
 def send_segments(c: Client, flow: int, packet: int) -> Generator[Effect, None, None]:
     """Put a send call on the wire, segment by segment; whoever else waits to send comes between two of them."""
-    net = c.network
     left = c.call[flow]
     while left > 0:
         size = MSS
@@ -337,10 +334,7 @@ def send_segments(c: Client, flow: int, packet: int) -> Generator[Effect, None, 
         segment = sized(packet, size)
         if left > 0:
             segment = sized(stream_packet(flow), size)
-        yield spend(WIRE, bytes_on_wire(size))
-        put(net.from_client, segment)
-        put(net.from_client_at, c.machine.clock.now + net.propagation)
-        yield notify(net.wire_in)
+        yield from put_on_wire(c, segment, bytes_on_wire(size))
         if left > 0:
             yield give(c.wire)
             yield take(c.wire)
@@ -368,10 +362,18 @@ def open_window(c: Client, ack: int) -> Generator[Effect, None, None]:
 
 def send_frame(c: Client, row: int) -> Generator[Effect, None, None]:
     """Put a frame on the wire to the host, bit by bit."""
+    yield from put_on_wire(c, row, c.network.wire_bytes)
+
+
+def put_on_wire(c: Client, row: int, size: int) -> Generator[Effect, None, None]:
+    """A frame of so many bytes, preamble and gap included, leaves for the host bit by bit."""
     net = c.network
-    yield spend(WIRE, net.wire_bytes)
+    m = c.machine
+    began = m.clock.now
+    yield spend(WIRE, size)
+    m.counters.n[count.WIRE_IN] += m.clock.now - began
     put(net.from_client, row)
-    put(net.from_client_at, c.machine.clock.now + net.propagation)
+    put(net.from_client_at, m.clock.now + net.propagation)
     yield notify(net.wire_in)
 
 

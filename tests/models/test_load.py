@@ -19,6 +19,7 @@ from test_depth_one import COLD, FROM_HOST, HOST, POSTED, TO_HOST, VIRTIO_RECEIV
 
 import iosim
 from iosim import model as registry
+from iosim.host.packets import bytes_on_wire
 from iosim.result import Result
 from iosim.run import compiled_available
 from iosim.window import DEVICE_RING
@@ -224,7 +225,8 @@ class TestBesideAStream:
             messages.add(str(caught.value))
         assert messages == {
             "vhost-net: overloaded: no request completed for 110 ms with 1 under way: the stream beside them "
-            "leaves them nothing; host-softirq is saturated: host softirq 100 %"
+            "leaves them nothing; host-softirq is saturated: host softirq 100 %; host CPUs are saturated: host-softirq "
+            "100 %"
         }
 
     @pytest.mark.parametrize("sender", ["client", "guest"])
@@ -235,6 +237,23 @@ class TestBesideAStream:
         assert len(result.rows) == 5
         assert result.duration_ns > 4e9
         assert result.warnings == []
+
+
+def test_what_is_shared_may_be_what_is_short() -> None:
+    """Threads that share CPUs, and frames that share the wire: none of them has to be busy all the time."""
+    over = iosim.simulate("virtio-net", workload="tx", requests=3000, settings={"guest.vms": 3, "host.cpus": 2})
+    assert over.saturated == ["host CPUs"]
+    calls = {"workload.size": 65536, "host.wire_rate": "1Gbit/s"}
+    slow = iosim.simulate("vhost-net", workload="tx", requests=300, settings=calls)
+    assert slow.saturated == ["wire, outgoing"]
+    assert slow.wire_busy["out"].value == pytest.approx(1, abs=0.001)
+    # An acknowledgement of 66 and 24 bytes for each send call.
+    assert slow.wire_busy["in"].value == pytest.approx(90 / bytes_on_wire(65536), rel=0.05)
+    assert iosim.simulate("vhost-net", workload="rx", requests=300, settings=calls).saturated == ["wire, incoming"]
+    paced = iosim.simulate("vhost-net", workload="rr", requests=500)
+    # 84 bytes at 10 Gbit/s each way, once a round trip.
+    each = 84 * 800e-12 * paced.throughput.value
+    assert [paced.wire_busy[way].value for way in ("out", "in")] == pytest.approx([each, each], rel=0.01)
 
 
 # -- what is shown ----------------------------------------------------------------------------------------------
