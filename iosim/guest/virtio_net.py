@@ -128,36 +128,6 @@ class NetMilestones(DriverMilestones, Protocol):
     kicked: int
 
 
-def virtio_offloads(
-    *,
-    csum: bool,
-    host_tso4: bool,
-    vnet_hdr: bool,
-    ethtool_tso: bool,
-    ethtool_gso: bool,
-    guest_csum: bool,
-    guest_tso4: bool,
-    ethtool_gro: bool,
-) -> Offloads:
-    """Return what the guest's driver may leave to the device (virtnet_probe, netdev_fix_features).
-
-    Args:
-        csum, host_tso4: VIRTIO_NET_F_CSUM and VIRTIO_NET_F_HOST_TSO4 are on at the device.
-        vnet_hdr: The back end has the virtio-net header. Without it QEMU offers neither (virtio_net_get_features).
-        ethtool_tso, ethtool_gso: ``ethtool -K tso`` and ``gso`` in the guest.
-        guest_csum, guest_tso4: VIRTIO_NET_F_GUEST_CSUM and VIRTIO_NET_F_GUEST_TSO4, which need the header too.
-        ethtool_gro: ``ethtool -K gro`` in the guest.
-    """
-    return Offloads(
-        csum=csum and vnet_hdr,
-        tso=host_tso4 and ethtool_tso,
-        gso=ethtool_gso,
-        guest_csum=guest_csum and vnet_hdr,
-        guest_tso4=guest_tso4,
-        gro=ethtool_gro,
-    )
-
-
 class SoftNet:
     """What the softirq of one vCPU works on (softnet_data).
 
