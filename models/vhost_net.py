@@ -28,34 +28,25 @@ from iosim.effects import Effect, spend, spin, wait
 from iosim.engine.system import instance
 from iosim.fifo import first, take_first
 from iosim.guest.tcp import Offloads
-from iosim.guest.virtio_net import (
-    PAIR,
-    RX,
-    TX,
-    VirtioNet,
-    packet_buffers,
-    transports,
-    virtio_offloads,
-)
+from iosim.guest.virtio_net import RX, TX, VirtioNet
 from iosim.host import counters as count
 from iosim.host.costs import REARM_WINDOW, RX_BUFFER_MORE, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
-from iosim.host.main_loop import MainLoop
-from iosim.host.network import TapQueue, copy_packet, packet_len, tap_set_offload, tap_transmit
+from iosim.host.network import TapQueue, copy_packet, packet_len, tap_transmit
 from iosim.host.packets import payload
 from iosim.host.rx_buffers import RxBuffers, enough, get_rx_bufs, write_packet
-from iosim.host.virtio_pci import INTX, guest_notifiers, interrupt_mode, signal_call
+from iosim.host.virtio_pci import signal_call
 from iosim.host.work import WorkQueue, queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, arm_avail_event, empty, fill, flush, pop, set_notification, should_notify
 from iosim.settings import TapQueuePairs, Whole
-from iosim.workload.assembly import GuestRoom, NetworkRoom
+from iosim.workload.assembly import GuestRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import Workload
-from iosim.workload.virtio import applications
+from iosim.workload.virtio import applications, notifier_loop, run_notifiers, tap_offloads, virtio_net, virtio_room
 
 KICK_RX: Final = RX
 KICK_TX: Final = TX
@@ -410,76 +401,29 @@ def signal(v: VhostNet, queue: DeviceQueue, vector: int) -> Generator[Effect, No
 
 def build(host: Host, workload: Workload, settings: VhostNetSettings, vcpus: int = 1, vms: int = 1) -> Machine:
     """Put the path together for one run."""
-    offloads = virtio_offloads(
-        csum=settings.csum,
-        host_tso4=settings.host_tso4,
-        vnet_hdr=settings.vnet_hdr,
-        ethtool_tso=settings.ethtool_tso,
-        ethtool_gso=settings.ethtool_gso,
-        guest_csum=settings.guest_csum,
-        guest_tso4=settings.guest_tso4,
-        ethtool_gro=settings.ethtool_gro,
-    )
-    # Where no GSO packets come, a buffer without mergeable ones is for one frame.
-    big = not settings.mrg_rxbuf and offloads.guest_tso4
-    merged = settings.mrg_rxbuf and workload.guests_receive
-    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big, merged)
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, settings.queues, vcpus, vms)
-    tap_set_offload(room.network, offloads.guest_csum, offloads.guest_tso4, offloads.csum)
+    offloads = tap_offloads(settings)
+    room = virtio_room(host, workload, RX_STAGES, TX_STAGES, settings, vcpus, vms, offloads)
     for guest in room.guests:
         with guest.names():
-            connect(guest, settings, offloads, big, merged)
+            connect(guest, settings, offloads)
     return room.machine
 
 
-def connect(room: GuestRoom, settings: VhostNetSettings, offloads: Offloads, big: bool, merged: bool) -> None:
-    """Give a guest its NIC, and a worker for each queue pair.
-
-    ``big``: its receive buffers are chains; ``merged``: it receives streams in mergeable ones.
-    """
-    pairs = settings.queues
+def connect(room: GuestRoom, settings: VhostNetSettings, offloads: Offloads) -> None:
+    """Give a guest its NIC, and a worker for each queue pair."""
     system = room.system
-    mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
-    loop = MainLoop(room.machine, items=PAIR * pairs, runs=mode == INTX)
-    softnets, pcis = transports(
-        room.machine, room.vcpus, loop, pairs, mode=mode, legacy=settings.disable_modern, ioeventfd=True
-    )
-    drivers: list[VirtioNet] = []
-    for i in range(pairs):
-        tap = room.tap[i]
-        tap.reader = WorkQueue(system, instance("vhost worker", i), items=3)
-        tap.reader_item = TAP
-        driver = VirtioNet(
-            room.machine,
-            softnets[i],
-            i,
-            room.sockets,
-            room.mine[i::pairs],
-            room.milestones,
-            pcis[i],
-            tap.reader,
-            KICK_RX,
-            KICK_TX,
-            rx_size=settings.rx_queue_size,
-            tx_size=settings.tx_queue_size,
-            event_idx=settings.event_idx,
-            packed=settings.packed,
-            indirect=settings.indirect,
-            big=big,
-            frame=room.workload.frame,
-            offloads=offloads,
-            merged=merged,
-        )
-        drivers.append(driver)
-        room.machine.parts[instance("driver", room.number * pairs + i)] = driver
+    loop = notifier_loop(room, settings)
+    works = [WorkQueue(system, instance("vhost worker", i), items=3) for i in range(settings.queues)]
+    drivers = virtio_net(room, loop, settings, works, offloads)
     applications(room, drivers)
-    for i, driver in enumerate(drivers):
+    for i, (tap, work, driver) in enumerate(zip(room.tap, works, drivers, strict=True)):
+        tap.reader = work
+        tap.reader_item = TAP
         # At start vhost polls both eventfds and the tap, with notification on, as QEMU left the queues.
-        vhost = VhostNet(room, room.tap[i], room.tap[i].reader, driver, settings)
-        thread = system.thread("vhost" if pairs == 1 else f"vhost-{i}")
+        vhost = VhostNet(room, tap, work, driver, settings)
+        thread = system.thread("vhost" if len(drivers) == 1 else f"vhost-{i}")
         system.process(instance("vhost worker", i), vhost_worker(vhost), thread)
-    if mode == INTX:
-        system.process("qemu main loop", guest_notifiers(pcis[0]), loop.thread)
+    run_notifiers(room, drivers)
 
 
 MODEL: Final = Model(

@@ -27,15 +27,15 @@ from iosim.effects import Effect, notify, spend
 from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.fifo import put, take_first
-from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet, virtio_offloads
+from iosim.guest.tcp import Offloads
+from iosim.guest.virtio_net import RX, TX, VirtioNet
 from iosim.host import counters as count
 from iosim.host.costs import PMD_NIC, PMD_VHOST, SYS_WRITE, VHOST_SIGNAL
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
-from iosim.host.main_loop import MainLoop
 from iosim.host.network import copy_packet, nic_transmit, packet_len
 from iosim.host.pmd import PolledNic, PolledQueue, PollLoop, idle_iterations, iteration
-from iosim.host.virtio_pci import INTX, guest_notifiers, interrupt_mode, signal_call
+from iosim.host.virtio_pci import signal_call
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
@@ -45,7 +45,7 @@ from iosim.window import DEVICE_RING, QDISC, drop
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import Workload
-from iosim.workload.virtio import applications, guest_memory, virtio_net
+from iosim.workload.virtio import applications, notifier_loop, run_notifiers, virtio_net, virtio_room
 
 MAX_PKT_BURST: Final = 32
 """Packets of a burst (DPDK testpmd; Open vSwitch's NETDEV_MAX_BURST)."""
@@ -228,7 +228,14 @@ def build(host: Host, workload: Workload, settings: VhostUserSettings, vcpus: in
             f"others would do nothing; give {pairs}, or more device.queues",
             "device.pmd_threads",
         )
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, guest_memory(settings), pairs, vcpus, bypass=True)
+    # The virtio-net header is vhost-user's own: no back end is without.
+    offloads = Offloads(
+        csum=settings.csum,
+        tso=settings.host_tso4 and settings.ethtool_tso and bool(host.properties["nic_tso"].value),
+        gso=settings.ethtool_gso,
+        guest_tso4=True,
+    )
+    room = virtio_room(host, workload, RX_STAGES, TX_STAGES, settings, vcpus, offloads=offloads, bypass=True)
     period = int(host.properties["pmd_poll"].value)
     if period < 1000:
         raise IosimError("an iteration of the poll-mode loop takes time: at least 1ns", "host.pmd_poll")
@@ -237,20 +244,7 @@ def build(host: Host, workload: Workload, settings: VhostUserSettings, vcpus: in
     loops = [PollLoop(room.machine, t, period * len(range(t, pairs, threads))) for t in range(threads)]
     nic = [PolledQueue(loops[i % threads]) for i in range(pairs)]
     PolledNic(room.machine, room.network, room.milestones, nic, dma=dma)
-    mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
-    # QEMU's main loop has nothing to do but with INTx: kicks go to an ioeventfd, messages come by irqfd.
-    qemu = MainLoop(room.machine, items=PAIR * pairs, runs=mode == INTX)
-    offloads = virtio_offloads(
-        csum=settings.csum,
-        host_tso4=settings.host_tso4 and bool(host.properties["nic_tso"].value),
-        # The header is vhost-user's own, whatever the back end.
-        vnet_hdr=True,
-        ethtool_tso=settings.ethtool_tso,
-        ethtool_gso=settings.ethtool_gso,
-        guest_csum=True,
-        guest_tso4=False,
-        ethtool_gro=False,
-    )
+    qemu = notifier_loop(room, settings)
     drivers = virtio_net(room, qemu, settings, [loops[i % threads].rings for i in range(pairs)], offloads)
     for driver in drivers:
         # With EVENT_IDX that is an event index which nobody moves: the driver passes it, and kicks, every 65536
@@ -263,8 +257,7 @@ def build(host: Host, workload: Workload, settings: VhostUserSettings, vcpus: in
     for t in range(threads):
         thread = room.system.thread("pmd" if threads == 1 else f"pmd-{t}")
         room.system.process(instance("pmd", t), pmd(PmdThread(loops[t], process[t::threads])), thread)
-    if mode == INTX:
-        room.system.process("qemu main loop", guest_notifiers(drivers[0].pci), qemu.thread)
+    run_notifiers(room, drivers)
     return room.machine
 
 

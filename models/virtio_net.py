@@ -24,33 +24,23 @@ from typing import Final, Literal
 from pydantic import Field
 
 from iosim.effects import Effect, spend
-from iosim.engine.system import instance
 from iosim.guest.tcp import Offloads
-from iosim.guest.virtio_net import (
-    PAIR,
-    RX,
-    TX,
-    VirtioNet,
-    packet_buffers,
-    transports,
-    virtio_offloads,
-)
+from iosim.guest.virtio_net import RX, TX
 from iosim.host import counters as count
 from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, SYS_READ
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import NEVER, MainLoop, lock_iothread, main_loop_wait, timer_due
-from iosim.host.network import copy_packet, tap_read, tap_set_offload
+from iosim.host.network import copy_packet, tap_read
 from iosim.host.virtio_net import AT_ONCE, QemuVirtioNet, handle_ioeventfd, receive, tx_drain
-from iosim.host.virtio_pci import interrupt_mode
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.settings import Flag, TapQueuePairs, Time, Whole
-from iosim.workload.assembly import GuestRoom, NetworkRoom
+from iosim.workload.assembly import GuestRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
 from iosim.workload.spec import Workload
-from iosim.workload.virtio import applications
+from iosim.workload.virtio import applications, tap_offloads, virtio_net, virtio_room
 
 KICK_RX: Final = RX
 KICK_TX: Final = TX
@@ -196,66 +186,23 @@ def mark_seen(q: QemuVirtioNet, row: int) -> None:
 
 def build(host: Host, workload: Workload, settings: VirtioNetSettings, vcpus: int = 1, vms: int = 1) -> Machine:
     """Put the path together for one run."""
-    offloads = virtio_offloads(
-        csum=settings.csum,
-        host_tso4=settings.host_tso4,
-        # The hub hands no virtio_net header on.
-        vnet_hdr=settings.vnet_hdr and not settings.hub,
-        ethtool_tso=settings.ethtool_tso,
-        ethtool_gso=settings.ethtool_gso,
-        guest_csum=settings.guest_csum,
-        guest_tso4=settings.guest_tso4,
-        ethtool_gro=settings.ethtool_gro,
-    )
-    # Where no GSO packets come, a buffer without mergeable ones is for one frame.
-    big = not settings.mrg_rxbuf and offloads.guest_tso4
-    merged = settings.mrg_rxbuf and workload.guests_receive
-    buffers = packet_buffers(settings.rx_queue_size, settings.tx_queue_size, settings.indirect, big, merged)
-    room = NetworkRoom(host, workload, RX_STAGES, TX_STAGES, PAIR, buffers, settings.queues, vcpus, vms)
-    tap_set_offload(room.network, offloads.guest_csum, offloads.guest_tso4, offloads.csum)
+    offloads = tap_offloads(settings, settings.hub)
+    room = virtio_room(host, workload, RX_STAGES, TX_STAGES, settings, vcpus, vms, offloads)
     for guest in room.guests:
         with guest.names():
-            connect(guest, settings, offloads, big, merged)
+            connect(guest, settings, offloads)
     return room.machine
 
 
-def connect(room: GuestRoom, settings: VirtioNetSettings, offloads: Offloads, big: bool, merged: bool) -> None:
-    """Give a guest its NIC, in a QEMU of its own.
-
-    ``big``: its receive buffers are chains; ``merged``: it receives streams in mergeable ones.
-    """
+def connect(room: GuestRoom, settings: VirtioNetSettings, offloads: Offloads) -> None:
+    """Give a guest its NIC, in a QEMU of its own."""
     pairs = settings.queues
     loop = MainLoop(room.machine, items=ITEMS * pairs + 1)
-    mode = interrupt_mode(settings.msix_vectors, PAIR * pairs)
-    legacy, ioeventfd = settings.disable_modern, settings.ioeventfd
-    softnets, pcis = transports(room.machine, room.vcpus, loop, pairs, mode=mode, legacy=legacy, ioeventfd=ioeventfd)
-    drivers: list[VirtioNet] = []
-    qemu: list[QemuVirtioNet] = []
-    for i in range(pairs):
-        tap = room.tap[i]
+    works = [loop.work] * pairs
+    drivers = virtio_net(room, loop, settings, works, offloads, ioeventfd=settings.ioeventfd, stride=ITEMS)
+    for i, (tap, driver) in enumerate(zip(room.tap, drivers, strict=True)):
         tap.reader = loop.work
         tap.reader_item = ITEMS * i + TAP
-        driver = VirtioNet(
-            room.machine,
-            softnets[i],
-            i,
-            room.sockets,
-            room.mine[i::pairs],
-            room.milestones,
-            pcis[i],
-            loop.work,
-            ITEMS * i + KICK_RX,
-            ITEMS * i + KICK_TX,
-            rx_size=settings.rx_queue_size,
-            tx_size=settings.tx_queue_size,
-            event_idx=settings.event_idx,
-            packed=settings.packed,
-            indirect=settings.indirect,
-            big=big,
-            frame=room.workload.frame,
-            offloads=offloads,
-            merged=merged,
-        )
         device = QemuVirtioNet(
             room.machine,
             room.milestones,
@@ -263,7 +210,7 @@ def connect(room: GuestRoom, settings: VirtioNetSettings, offloads: Offloads, bi
             tap,
             loop,
             ITEMS * pairs,
-            pcis[i],
+            driver.pci,
             driver.rx_device,
             driver.tx_device,
             tx_burst=settings.tx_burst,
@@ -272,11 +219,9 @@ def connect(room: GuestRoom, settings: VirtioNetSettings, offloads: Offloads, bi
             mergeable=settings.mrg_rxbuf,
         )
         driver.qemu.append(device)
-        drivers.append(driver)
-        qemu.append(device)
-        room.machine.parts[instance("driver", room.number * pairs + i)] = driver
     applications(room, drivers)
-    room.system.process("qemu main loop", main_loop(QemuNic(loop, qemu)), loop.thread)
+    nic = QemuNic(loop, [driver.qemu[0] for driver in drivers])
+    room.system.process("qemu main loop", main_loop(nic), loop.thread)
 
 
 MODEL: Final = Model(

@@ -152,7 +152,7 @@ def dev_queue_xmit(nic: Nic, s: Socket, row: int) -> Generator[Effect, None, Non
     yield from transmit(nic, s, row, e100_xmit_frame)
 
 
-def e100_xmit_frame(nic: Nic, row: int) -> Generator[Effect, None, None]:
+def e100_xmit_frame(nic: Nic, _s: Socket, row: int, _more: bool) -> Generator[Effect, None, None]:
     """Fill a command block that suspends, take the suspension from the one before, and resume the command unit."""
     m = nic.machine
     yield spend(DRIVER_XMIT)

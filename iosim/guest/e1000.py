@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Final
 
-from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
-from iosim.guest.netdev import DriverMilestones
+from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
+from iosim.guest.netdev import DriverMilestones, transmit
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
-from iosim.guest.tcp import SKB_FRAG, Offloads, tcp_write_xmit
+from iosim.guest.tcp import SKB_FRAG, Offloads
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
 from iosim.host.e1000 import (
@@ -159,24 +159,7 @@ def itr_register(rate: int) -> int:
 
 def dev_queue_xmit(d: E1000Driver, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
-    if s.stream:
-        left = s.size
-        while left > 0:
-            packet = yield from tcp_write_xmit(d.offloads, s, row, left)
-            left -= payload(packet)
-            yield from hard_start_xmit(d, s, packet, d.offloads.gso and left > 0)
-    else:
-        yield from hard_start_xmit(d, s, row, False)
-
-
-def hard_start_xmit(d: E1000Driver, s: Socket, packet: int, more: bool) -> Generator[Effect, None, None]:
-    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
-    while d.stopped:
-        yield wait(s.tx_wake)
-    mark(d.machine.table, packet, d.milestones.room, d.machine.clock.now)
-    yield level(SOFTIRQ)
-    yield from e1000_xmit_frame(d, s, packet, more)
-    yield level(TASK)
+    yield from transmit(d, s, row, e1000_xmit_frame)
 
 
 def e1000_xmit_frame(d: E1000Driver, s: Socket, packet: int, more: bool) -> Generator[Effect, None, None]:

@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Final, Protocol
 
-from iosim.effects import SOFTIRQ, TASK, Effect, level, notify, spend, wait
+from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
 from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
+from iosim.guest.netdev import DriverMilestones, transmit
 from iosim.guest.socket import Socket, deliver, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
-from iosim.guest.tcp import SKB_FRAG, Offloads, tcp_write_xmit
+from iosim.guest.tcp import SKB_FRAG, Offloads
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, HOST_RECEIVE, NIC_TX, SOFTIRQ_ENTRY
 from iosim.host.flows import flow_of
@@ -65,15 +66,10 @@ MAX_DATA_PER_TXD: Final = 16384
 BUFFER: Final = 2048
 
 
-class DriverMilestones(Protocol):
+class IxgbeMilestones(DriverMilestones, Protocol):
     """The milestones stamped here."""
 
     rx_signalled: int
-    irq: int
-    handled: int
-    taken: int
-    room: int
-    available: int
 
 
 class SoftNet:
@@ -137,7 +133,7 @@ class IxgbeDriver:
         softnet: SoftNet,
         sockets: list[Socket],
         senders: list[Socket],
-        milestones: DriverMilestones,
+        milestones: IxgbeMilestones,
         queue: IxgbeQueue,
         frame: int,
         offloads: Offloads,
@@ -181,7 +177,7 @@ def ixgbe_probe(
     machine: Machine,
     vcpus: list[Vcpu],
     sockets: list[Socket],
-    milestones: DriverMilestones,
+    milestones: IxgbeMilestones,
     device: Ixgbe,
     offloads: Offloads,
 ) -> list[IxgbeDriver]:
@@ -208,24 +204,7 @@ def ixgbe_probe(
 
 def dev_queue_xmit(d: IxgbeDriver, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
-    if s.stream:
-        left = s.size
-        while left > 0:
-            packet = yield from tcp_write_xmit(d.offloads, s, row, left)
-            left -= payload(packet)
-            yield from hard_start_xmit(d, s, packet, d.offloads.gso and left > 0)
-    else:
-        yield from hard_start_xmit(d, s, row, False)
-
-
-def hard_start_xmit(d: IxgbeDriver, s: Socket, packet: int, more: bool) -> Generator[Effect, None, None]:
-    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
-    while d.stopped:
-        yield wait(s.tx_wake)
-    mark(d.machine.table, packet, d.milestones.room, d.machine.clock.now)
-    yield level(SOFTIRQ)
-    yield from ixgbe_xmit_frame(d, s, packet, more)
-    yield level(TASK)
+    yield from transmit(d, s, row, ixgbe_xmit_frame)
 
 
 def ixgbe_xmit_frame(d: IxgbeDriver, s: Socket, packet: int, more: bool) -> Generator[Effect, None, None]:

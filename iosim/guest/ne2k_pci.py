@@ -153,7 +153,7 @@ def dev_queue_xmit(ei: EiDevice, s: Socket, row: int) -> Generator[Effect, None,
     yield from transmit(ei, s, row, ei_start_xmit)
 
 
-def ei_start_xmit(ei: EiDevice, row: int) -> Generator[Effect, None, None]:
+def ei_start_xmit(ei: EiDevice, _s: Socket, row: int, _more: bool) -> Generator[Effect, None, None]:
     """Move the packet into the device with interrupts masked and the line disabled, and have it sent."""
     m = ei.machine
     s = ei.device

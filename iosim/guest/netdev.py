@@ -24,43 +24,46 @@ class DriverMilestones(Protocol):
 
 
 class NetDevice(Protocol):
-    """A driver with one transmit queue: what is asked of it here."""
+    """A driver's state of a transmit queue: what is asked of it here."""
 
     machine: Machine
-    milestones: DriverMilestones
     offloads: Offloads
     stopped: bool
 
+    @property
+    def milestones(self) -> DriverMilestones:
+        """What it stamps: these, and perhaps others."""
+
 
 D = TypeVar("D", bound=NetDevice)
+StartXmit = Callable[[D, Socket, int, bool], Generator[Effect, None, None]]
+"""A driver's ndo_start_xmit: it takes a packet of a socket. ``more`` is to follow at once (netdev_xmit_more)."""
 
 
-def transmit(
-    d: D, s: Socket, row: int, start_xmit: Callable[[D, int], Generator[Effect, None, None]]
-) -> Generator[Effect, None, None]:
+def transmit(d: D, s: Socket, row: int, start_xmit: StartXmit[D]) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call.
 
-    Linux: __dev_queue_xmit without a queueing discipline.
+    Linux: __dev_queue_xmit without a queueing discipline. What the stack cuts a packet into (GSO) goes down as a list.
     """
     if s.stream:
         left = s.size
         while left > 0:
             packet = yield from tcp_write_xmit(d.offloads, s, row, left)
             left -= payload(packet)
-            yield from hard_start_xmit(d, s, packet, start_xmit)
+            yield from hard_start_xmit(d, s, packet, d.offloads.gso and left > 0, start_xmit)
     else:
-        yield from hard_start_xmit(d, s, row, start_xmit)
+        yield from hard_start_xmit(d, s, row, False, start_xmit)
 
 
 def hard_start_xmit(
-    d: D, s: Socket, row: int, start_xmit: Callable[[D, int], Generator[Effect, None, None]]
+    d: D, s: Socket, packet: int, more: bool, start_xmit: StartXmit[D]
 ) -> Generator[Effect, None, None]:
     """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
     while d.stopped:
         yield wait(s.tx_wake)
-    mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
+    mark(d.machine.table, packet, d.milestones.room, d.machine.clock.now)
     yield level(SOFTIRQ)
-    yield from start_xmit(d, row)
+    yield from start_xmit(d, s, packet, more)
     yield level(TASK)
 
 

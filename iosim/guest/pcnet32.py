@@ -133,7 +133,7 @@ def dev_queue_xmit(lp: Pcnet32Private, s: Socket, row: int) -> Generator[Effect,
     yield from transmit(lp, s, row, pcnet32_start_xmit)
 
 
-def pcnet32_start_xmit(lp: Pcnet32Private, row: int) -> Generator[Effect, None, None]:
+def pcnet32_start_xmit(lp: Pcnet32Private, _s: Socket, row: int, _more: bool) -> Generator[Effect, None, None]:
     """Fill a descriptor and demand its transmission, with interrupts off all the while."""
     m = lp.machine
     yield from local_irq_save(lp.vcpu)

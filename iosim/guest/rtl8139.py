@@ -137,7 +137,7 @@ def dev_queue_xmit(cp: CpPrivate, s: Socket, row: int) -> Generator[Effect, None
     yield from transmit(cp, s, row, cp_start_xmit)
 
 
-def cp_start_xmit(cp: CpPrivate, row: int) -> Generator[Effect, None, None]:
+def cp_start_xmit(cp: CpPrivate, _s: Socket, row: int, _more: bool) -> Generator[Effect, None, None]:
     """Fill a descriptor and ring TxPoll: the write that makes QEMU send."""
     m = cp.machine
     yield spend(DRIVER_XMIT)

@@ -18,9 +18,10 @@ from iosim.effects import SOFTIRQ, TASK, Effect, busy_poll, level, notify, spend
 from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.fifo import Fifo, put, take_first
+from iosim.guest.netdev import DriverMilestones, transmit
 from iosim.guest.socket import Socket, deliver, sock_wfree, tcp_data_ready
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
-from iosim.guest.tcp import SKB_FRAG, Offloads, tcp_write_xmit
+from iosim.guest.tcp import SKB_FRAG, Offloads
 from iosim.host import counters as count
 from iosim.host.costs import (
     DRIVER_FREE,
@@ -121,45 +122,10 @@ def rx_chains(rx_size: int, indirect: bool, big: bool) -> int:
     return rx_size // BIG_CHAIN if big and not indirect else rx_size
 
 
-class NetMilestones(Protocol):
+class NetMilestones(DriverMilestones, Protocol):
     """The milestones stamped here."""
 
-    irq: int
-    handled: int
-    taken: int
-    room: int
-    available: int
     kicked: int
-
-
-def virtio_offloads(
-    *,
-    csum: bool,
-    host_tso4: bool,
-    vnet_hdr: bool,
-    ethtool_tso: bool,
-    ethtool_gso: bool,
-    guest_csum: bool,
-    guest_tso4: bool,
-    ethtool_gro: bool,
-) -> Offloads:
-    """Return what the guest's driver may leave to the device (virtnet_probe, netdev_fix_features).
-
-    Args:
-        csum, host_tso4: VIRTIO_NET_F_CSUM and VIRTIO_NET_F_HOST_TSO4 are on at the device.
-        vnet_hdr: The back end has the virtio-net header. Without it QEMU offers neither (virtio_net_get_features).
-        ethtool_tso, ethtool_gso: ``ethtool -K tso`` and ``gso`` in the guest.
-        guest_csum, guest_tso4: VIRTIO_NET_F_GUEST_CSUM and VIRTIO_NET_F_GUEST_TSO4, which need the header too.
-        ethtool_gro: ``ethtool -K gro`` in the guest.
-    """
-    return Offloads(
-        csum=csum and vnet_hdr,
-        tso=host_tso4 and ethtool_tso,
-        gso=ethtool_gso,
-        guest_csum=guest_csum and vnet_hdr,
-        guest_tso4=guest_tso4,
-        gro=ethtool_gro,
-    )
 
 
 class SoftNet:
@@ -360,28 +326,16 @@ class VirtioNet:
 
 def dev_queue_xmit(d: VirtioNet, s: Socket, row: int) -> Generator[Effect, None, None]:
     """Hand a packet to the driver, waiting while the queue is stopped; of a stream, what it is given in one call."""
-    if s.stream:
-        left = s.size
-        while left > 0:
-            packet = yield from tcp_write_xmit(d.offloads, s, row, left)
-            left -= payload(packet)
-            yield from hard_start_xmit(d, s, packet, d.offloads.gso and left > 0)
-    else:
-        if not d.offloads.csum:
-            yield spend(GUEST_CHECKSUM, d.frame)
-        yield from hard_start_xmit(d, s, row, False)
+    if not s.stream and not d.offloads.csum:
+        yield spend(GUEST_CHECKSUM, d.frame)
+    yield from transmit(d, s, row, locked_start_xmit)
 
 
-def hard_start_xmit(d: VirtioNet, s: Socket, row: int, more: bool) -> Generator[Effect, None, None]:
-    """Wait while the queue is stopped, then call the driver, in which bottom halves are off."""
-    while d.stopped:
-        yield wait(s.tx_wake)
-    mark(d.machine.table, row, d.milestones.room, d.machine.clock.now)
-    yield level(SOFTIRQ)
+def locked_start_xmit(d: VirtioNet, s: Socket, row: int, more: bool) -> Generator[Effect, None, None]:
+    """Call the driver with the transmit queue's lock, for which bottom halves are off (HARD_TX_LOCK)."""
     yield from tx_lock(d, BY_SENDER)
     yield from start_xmit(d, s, row, more)
     yield from tx_unlock(d)
-    yield level(TASK)
 
 
 def tx_lock(d: VirtioNet, owner: int) -> Generator[Effect, None, None]:
