@@ -30,10 +30,11 @@ from iosim.fifo import first, take_first
 from iosim.guest.tcp import Offloads
 from iosim.guest.virtio_net import RX, TX, VirtioNet
 from iosim.host import counters as count
+from iosim.host.bridge import tap_transmit
 from iosim.host.costs import REARM_WINDOW, RX_BUFFER_MORE, VHOST_PACKET, VHOST_SIGNAL, VHOST_WORKER_WAKEUP
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
-from iosim.host.network import TapQueue, copy_packet, packet_len, tap_transmit
+from iosim.host.network import TapQueue, copy_packet, packet_len
 from iosim.host.packets import payload
 from iosim.host.rx_buffers import RxBuffers, enough, get_rx_bufs, write_packet
 from iosim.host.virtio_pci import signal_call

@@ -33,7 +33,8 @@ from iosim.host import counters as count
 from iosim.host.costs import PMD_NIC, PMD_VHOST, SYS_WRITE, VHOST_SIGNAL
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
-from iosim.host.network import copy_packet, nic_transmit, packet_len
+from iosim.host.network import copy_packet, packet_len
+from iosim.host.nic_transmit import nic_transmit
 from iosim.host.pmd import PolledNic, PolledQueue, PollLoop, idle_iterations, iteration
 from iosim.host.virtio_pci import signal_call
 from iosim.model import Model

@@ -27,11 +27,12 @@ from iosim.effects import Effect, spend
 from iosim.guest.tcp import Offloads
 from iosim.guest.virtio_net import RX, TX
 from iosim.host import counters as count
+from iosim.host.bridge import tap_read
 from iosim.host.costs import QEMU_BH, QEMU_NET_QUEUE, SYS_READ
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.main_loop import NEVER, MainLoop, lock_iothread, main_loop_wait, timer_due
-from iosim.host.network import copy_packet, tap_read
+from iosim.host.network import copy_packet
 from iosim.host.virtio_net import AT_ONCE, QemuVirtioNet, handle_ioeventfd, receive, tx_drain
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model

@@ -25,7 +25,8 @@ from iosim.host import counters as count
 from iosim.host.costs import NIC_RX_DELAY
 from iosim.host.flows import flow_of
 from iosim.host.machine import Machine
-from iosim.host.network import Network, packet_len, put_on_wire
+from iosim.host.network import Network, packet_len
+from iosim.host.nic_transmit import put_on_wire
 from iosim.requests import mark
 from iosim.ring.memory import allocate
 from iosim.window import DEVICE_RING, drop

@@ -8,9 +8,10 @@ from typing import Final, Protocol, TypeVar
 from iosim.effects import Effect, spend
 from iosim.fifo import EMPTY
 from iosim.host import counters as count
+from iosim.host.bridge import tap_read, tap_transmit
 from iosim.host.costs import QEMU_NET_QUEUE, SYS_READ, SYS_WRITE
 from iosim.host.main_loop import MainLoop
-from iosim.host.network import Network, TapQueue, copy_packet, copy_packet_hot, tap_read, tap_transmit
+from iosim.host.network import Network, TapQueue, copy_packet, copy_packet_hot
 from iosim.host.work import queue_work
 from iosim.requests import mark
 

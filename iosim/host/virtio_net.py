@@ -11,10 +11,11 @@ from typing import Final, Protocol
 
 from iosim.effects import Effect, spend
 from iosim.host import counters as count
+from iosim.host.bridge import tap_transmit
 from iosim.host.costs import QEMU_NET_QUEUE, QEMU_VIRTIO_PACKET, REARM_WINDOW, RX_BUFFER_MORE, SYS_READ, SYS_WRITE
 from iosim.host.machine import Machine
 from iosim.host.main_loop import NEVER, MainLoop, notify_event
-from iosim.host.network import Network, TapQueue, copy_packet, copy_packet_hot, packet_len, tap_transmit
+from iosim.host.network import Network, TapQueue, copy_packet, copy_packet_hot, packet_len
 from iosim.host.packets import payload
 from iosim.host.rx_buffers import RxBuffers, enough, get_rx_bufs, write_packet
 from iosim.host.virtio_pci import VirtioPci, virtio_notify_vector

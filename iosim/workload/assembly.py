@@ -12,6 +12,7 @@ from iosim.host.hosts import Host
 from iosim.host.kvm import Vcpu
 from iosim.host.machine import Machine
 from iosim.host.network import Network, TapQueue
+from iosim.host.nic_receive import install_nic
 from iosim.host.qdisc import Qdisc
 from iosim.requests import RequestTable, Stage
 from iosim.ring.memory import GuestMemory
@@ -191,13 +192,14 @@ class NetworkRoom:
             guests=vms,
             homes=homes,
             views=self.views,
-            to_host=workload.with_host,
             bypass=bypass,
             qdisc=Qdisc(fair, flows) if (fair or workload.streams) and not bypass and not workload.with_host else None,
             nic_tso=bool(p["nic_tso"].value),
             nic_gro=bool(p["nic_gro"].value),
         )
         self.machine.parts["network"] = self.network
+        if not (bypass or workload.between_guests or workload.with_host):
+            install_nic(self.network)
         for guest in self.guests:
             guest.plug(self.network)
         for side in homes:

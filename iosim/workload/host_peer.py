@@ -15,6 +15,7 @@ from iosim.engine.system import instance
 from iosim.fifo import EMPTY, Fifo, put, take_first
 from iosim.guest.tcp import Offloads, tcp_write_xmit
 from iosim.host import counters as count
+from iosim.host.bridge import br_forward
 from iosim.host.costs import INTERARRIVAL, THREAD_WAKEUP
 from iosim.host.flows import flow_of, remember
 from iosim.host.local_stack import (
@@ -24,7 +25,7 @@ from iosim.host.local_stack import (
     local_sendmsg,
 )
 from iosim.host.machine import Machine
-from iosim.host.network import Network, br_forward
+from iosim.host.network import Network
 from iosim.host.packets import LAST, calls_acknowledged, ends_call, of_stream, payload, stream_packet
 from iosim.window import SENDER, complete, drop, new_request
 from iosim.workload.application import Application

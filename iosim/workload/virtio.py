@@ -14,9 +14,9 @@ from iosim.engine.system import instance
 from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import Offloads
 from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet, cleanup_rbuf, dev_queue_xmit, packet_buffers, transports
+from iosim.host.bridge import tap_set_offload
 from iosim.host.hosts import Host
 from iosim.host.main_loop import MainLoop
-from iosim.host.network import tap_set_offload
 from iosim.host.virtio_pci import INTX, guest_notifiers, interrupt_mode
 from iosim.host.work import WorkQueue
 from iosim.requests import Stage
