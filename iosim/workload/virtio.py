@@ -6,20 +6,18 @@ on ``rx_device`` and ``tx_device`` of the pair's driver. docs/guides/models.md s
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
-from iosim.effects import TASK, Effect
+from iosim.effects import TASK
 from iosim.engine.system import instance
-from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import Offloads
 from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet, cleanup_rbuf, dev_queue_xmit, packet_buffers, transports
 from iosim.host.main_loop import MainLoop
 from iosim.host.virtio_pci import interrupt_mode
 from iosim.host.work import WorkQueue
 from iosim.settings import VirtioQueuePairs
-from iosim.workload.application import Application, next_packet
+from iosim.workload.application import application
 from iosim.workload.assembly import GuestRoom, NetworkRoom
-from iosim.workload.spec import RX as RX_ONLY
 
 
 def guest_memory(settings: VirtioQueuePairs) -> int:
@@ -81,16 +79,5 @@ def virtio_net(
 def applications(room: NetworkRoom | GuestRoom, drivers: Sequence[VirtioNet]) -> None:
     """Install the guest's applications, each sending by the driver of its flow's pair."""
     for i, a in enumerate(room.applications):
-        process = application(a, drivers[i % len(drivers)])
+        process = application(a, drivers[i % len(drivers)], dev_queue_xmit, cleanup_rbuf)
         room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
-
-
-def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.socket.received:
-            yield from cleanup_rbuf(driver, a.socket)
-        elif a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)
