@@ -424,9 +424,10 @@ class _Observer:
         wanted = self.spec.run.requests
         measured = last.completed - first.completed
         if self.spec.run.duration is None and measured < wanted and not self.starved:
+            lower = "workload.rate" if self.spec.workload.open_loop else "workload.depth or host.wire_rate"
             self.warnings.append(
                 f"overloaded: only {measured} of {wanted} requests completed while {table.created} arrived; "
-                "lower workload.rate"
+                f"lower {lower}"
             )
         if measured == 0:
             if self.spec.run.duration is not None:

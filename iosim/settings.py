@@ -160,7 +160,8 @@ class GuestSettings(Settings):
 
 
 ETHTOOL_GSO: Final = "ethtool -K gso in the guest; off, without TSO: TCP makes single segments (before Linux 4.17)"
-"""What the switch does in every guest."""
+ETHTOOL_GRO: Final = "ethtool -K gro in the guest: it merges segments that come singly"
+"""What the switches do in every guest."""
 
 
 class NicDescriptors(Settings):
@@ -232,7 +233,7 @@ class TapQueuePairs(VirtioSending):
     guest_tso4: Flag = Field(
         True, description="VIRTIO_NET_F_GUEST_TSO4: it may be given GSO packets; without guest_csum it is not"
     )
-    ethtool_gro: Flag = Field(True, description="ethtool -K gro in the guest: it merges segments that come singly")
+    ethtool_gro: Flag = Field(True, description=ETHTOOL_GRO)
 
     @model_validator(mode="after")
     def _features(self) -> TapQueuePairs:

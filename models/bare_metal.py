@@ -6,8 +6,9 @@ the packet by DMA and puts it on the wire. Receiving: the NIC writes the packet 
 sends its message; the CPU takes it through its IDT, the handler schedules NAPI. An idle CPU halts, and an interrupt
 ends that within a fraction of a microsecond. Nothing exits: there is nowhere to exit to.
 
-A stream's GSO packets are the NIC's to segment (TSO). Its switches are those of the host's NIC, ``host.nic_tso`` and
-``host.nic_gso``: here the sockets are the host's own.
+A stream's GSO packets are the NIC's to segment (TSO), and the segments that come are the driver's to merge (GRO). The
+switches are those of the host's NIC, ``host.nic_tso``, ``host.nic_gso`` and ``host.nic_gro``: here the sockets are the
+host's own.
 
 With several queue pairs each has a CPU (``guest.vcpus`` of them: ``cpu0``, ``cpu1``, ...) and a vector of its own.
 """
@@ -19,7 +20,7 @@ from typing import Final
 
 from iosim.effects import TASK, Effect, wait
 from iosim.engine.system import instance
-from iosim.guest.ixgbe import IxgbeDriver, dev_queue_xmit, ixgbe_probe
+from iosim.guest.ixgbe import IxgbeDriver, cleanup_rbuf, dev_queue_xmit, ixgbe_probe
 from iosim.guest.tcp import Offloads
 from iosim.host.hosts import Host
 from iosim.host.ixgbe import Ixgbe, message_sent
@@ -70,11 +71,12 @@ def build(host: Host, workload: Workload, settings: BareMetalSettings, vcpus: in
     )
     nic = Ixgbe(room.machine, room.network, room.milestones, pairs, tx_size=tx_size, rx_size=rx_size)
     p = host.properties
-    offloads = Offloads(csum=True, tso=bool(p["nic_tso"].value), gso=bool(p["nic_gso"].value))
+    tso, gso, gro = (bool(p[name].value) for name in ("nic_tso", "nic_gso", "nic_gro"))
+    offloads = Offloads(csum=True, tso=tso, gso=gso, gro=gro)
     drivers = ixgbe_probe(room.machine, room.vcpus, room.sockets, room.milestones, nic, offloads)
     room.machine.parts["device"] = nic
     for i, a in enumerate(room.applications):
-        sender = application(a, drivers[i % pairs], dev_queue_xmit)
+        sender = application(a, drivers[i % pairs], dev_queue_xmit, cleanup_rbuf)
         room.system.process(instance("application", i), sender, a.vcpu.thread, TASK)
     for i, driver in enumerate(drivers):
         room.system.process(instance("NIC message", i), msi(driver))
@@ -88,4 +90,5 @@ MODEL: Final = Model(
     build=build,
     smp=True,
     streams=True,
+    receives_streams=True,
 )

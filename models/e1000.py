@@ -11,6 +11,9 @@ Receiving: QEMU's main loop reads the tap, copies the packet into the guest's bu
 reads ICR (which lowers the line), masks by IMC, reads STATUS as a flush, and schedules NAPI, which cleans both rings,
 gives buffers back (RDT: coalesced) and unmasks by IMS, with one more STATUS. The line is level-triggered, so each end
 of interrupt is an exit as well. After an edge the next one waits for the mitigation timer.
+
+Segments of a stream come one by one, from a tap without virtio-net header; NAPI verifies and merges them (GRO). Their
+acknowledgement is a write of TDT within the poll.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pydantic import Field
 
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
-from iosim.guest.e1000 import E1000Driver, dev_queue_xmit
+from iosim.guest.e1000 import E1000Driver, cleanup_rbuf, dev_queue_xmit
 from iosim.guest.tcp import Offloads
 from iosim.host import counters as count
 from iosim.host.costs import SYS_READ
@@ -34,7 +37,7 @@ from iosim.host.net_client import TAP_BURST, NetClient, tap_read_packet
 from iosim.host.work import queue_work, take_work
 from iosim.model import Model
 from iosim.requests import Stage
-from iosim.settings import ETHTOOL_GSO, Flag, Settings, Whole
+from iosim.settings import ETHTOOL_GRO, ETHTOOL_GSO, Flag, Settings, Whole
 from iosim.workload.application import application
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_MODERATION, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -73,6 +76,7 @@ class E1000Settings(Settings):
     hub: Flag = Field(False, description="joined to its tap by -net, through QEMU's hub")
     ethtool_tso: Flag = Field(True, description="ethtool -K tso in the guest: QEMU segments, on the vCPU's thread")
     ethtool_gso: Flag = Field(True, description=ETHTOOL_GSO)
+    ethtool_gro: Flag = Field(True, description=ETHTOOL_GRO)
 
 
 def main_loop(e: E1000, q: MainLoop) -> Generator[Effect, None, None]:
@@ -139,11 +143,15 @@ def connect(room: GuestRoom, settings: E1000Settings) -> None:
         mitigation=settings.mitigation,
     )
     # An 82540EM completes checksums, and QEMU does for it (putsum).
-    offloads = Offloads(csum=True, tso=settings.ethtool_tso, gso=settings.ethtool_gso)
+    # Received ones QEMU leaves alone, and tells the guest so (E1000_RXD_STAT_IXSM).
+    offloads = Offloads(
+        csum=True, tso=settings.ethtool_tso, gso=settings.ethtool_gso, guest_csum=False, gro=settings.ethtool_gro
+    )
     driver = E1000Driver(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, offloads)
     room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, driver, dev_queue_xmit), a.vcpu.thread, TASK)
+        process = application(a, driver, dev_queue_xmit, cleanup_rbuf)
+        room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
 
 
@@ -153,5 +161,6 @@ MODEL: Final = Model(
     settings=E1000Settings,
     build=build,
     streams=True,
+    receives_streams=True,
     vms=True,
 )

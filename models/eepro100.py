@@ -9,7 +9,7 @@ it to the tap, suspends at the end of the list, and raises INTx for that (CNA). 
 tap, copies the packet behind its frame descriptor, and raises the line (FR). The handler acknowledges, masks, and
 schedules NAPI, which cleans both lists and unmasks; each write of the mask is followed by a read, as a flush. There is
 no interrupt mitigation. A receive unit that has come to the end of its list loses packets until the driver starts it
-again.
+again. e100 has no GRO: segments of a stream go up one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import Field
 
 from iosim.effects import TASK, Effect
 from iosim.engine.system import instance
-from iosim.guest.e100 import CBS, RFDS, Nic, dev_queue_xmit
+from iosim.guest.e100 import CBS, RFDS, Nic, cleanup_rbuf, dev_queue_xmit
 from iosim.guest.tcp import no_offloads
 from iosim.host.eepro100 import EEPRO100, nic_receive
 from iosim.host.hosts import Host
@@ -95,7 +95,8 @@ def connect(room: GuestRoom, settings: EEPRO100Settings) -> None:
     driver = Nic(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, no_offloads())
     room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, driver, dev_queue_xmit), a.vcpu.thread, TASK)
+        process = application(a, driver, dev_queue_xmit, cleanup_rbuf)
+        room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
 
 
@@ -107,6 +108,7 @@ def sibling(name: str, chip: str) -> Model:
         settings=EEPRO100Settings,
         build=build,
         streams=True,
+        receives_streams=True,
         vms=True,
     )
 

@@ -8,7 +8,8 @@ transmit ring on any access: within the write of RAP the packet goes to the tap 
 runs when the driver turns interrupts on again. It acknowledges, masks, and schedules NAPI, which cleans both rings and
 unmasks. Receiving: QEMU's main loop reads the tap, copies the packet into the guest's buffer by way of its own, and
 raises the line; without a descriptor the packet is lost. There is no interrupt mitigation. The device's poll timer is
-set anew by each access, and that wakes the main loop each time, to nothing.
+set anew by each access, and that wakes the main loop each time, to nothing. pcnet32 has no GRO: segments of a stream
+go up one by one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic import Field
 
 from iosim.effects import TASK, Effect, spend
 from iosim.engine.system import instance
-from iosim.guest.pcnet32 import RX_RING_SIZE, TX_RING_SIZE, Pcnet32Private, dev_queue_xmit
+from iosim.guest.pcnet32 import RX_RING_SIZE, TX_RING_SIZE, Pcnet32Private, cleanup_rbuf, dev_queue_xmit
 from iosim.guest.tcp import no_offloads
 from iosim.host import counters as count
 from iosim.host.costs import SYS_READ
@@ -115,7 +116,8 @@ def connect(room: GuestRoom, settings: PCNetSettings) -> None:
     driver = Pcnet32Private(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, no_offloads())
     room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, driver, dev_queue_xmit), a.vcpu.thread, TASK)
+        process = application(a, driver, dev_queue_xmit, cleanup_rbuf)
+        room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
 
 
@@ -125,5 +127,6 @@ MODEL: Final = Model(
     settings=PCNetSettings,
     build=build,
     streams=True,
+    receives_streams=True,
     vms=True,
 )

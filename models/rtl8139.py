@@ -8,7 +8,8 @@ sets TxOK and raises INTx; the guest enters again right into its handler, which 
 and frees what was sent. Receiving: QEMU's main loop reads the tap, copies the packet into the guest's buffer, sets
 RxOK and raises the line. The handler leaves the receive causes standing, masks them, and schedules NAPI, which
 acknowledges, cleans the ring, and unmasks; each write of the mask is read back. There is no interrupt mitigation, and
-no flow control: a packet without a descriptor is lost.
+no flow control: a packet without a descriptor is lost. Segments of a stream are merged in NAPI (GRO), which
+acknowledges them by a write of TxPoll.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic import Field
 
 from iosim.effects import TASK, Effect
 from iosim.engine.system import instance
-from iosim.guest.rtl8139 import CP_RX_RING_SIZE, CP_TX_RING_SIZE, CpPrivate, dev_queue_xmit
+from iosim.guest.rtl8139 import CP_RX_RING_SIZE, CP_TX_RING_SIZE, CpPrivate, cleanup_rbuf, dev_queue_xmit
 from iosim.guest.tcp import no_offloads
 from iosim.host.hosts import Host
 from iosim.host.machine import Machine
@@ -30,7 +31,7 @@ from iosim.host.rtl8139 import RTL8139, rtl8139_receive
 from iosim.host.work import take_work
 from iosim.model import Model
 from iosim.requests import Stage
-from iosim.settings import Flag, Settings
+from iosim.settings import ETHTOOL_GRO, Flag, Settings
 from iosim.workload.application import application
 from iosim.workload.assembly import GuestRoom, NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -68,6 +69,7 @@ class RTL8139Settings(Settings):
         description="registers through BAR 1 (memory), as 8139cp maps them; off: through the ports of BAR 0, "
         "the same region of QEMU's, as which the measurement counts them",
     )
+    ethtool_gro: Flag = Field(True, description=ETHTOOL_GRO)
 
 
 def main_loop(s: RTL8139, q: MainLoop) -> Generator[Effect, None, None]:
@@ -104,10 +106,12 @@ def connect(room: GuestRoom, settings: RTL8139Settings) -> None:
         rx_size=CP_RX_RING_SIZE,
         mmio=settings.mmio,
     )
-    driver = CpPrivate(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, no_offloads())
+    offloads = no_offloads(settings.ethtool_gro)
+    driver = CpPrivate(room.machine, room.vcpu, room.sockets, room.mine, device, room.milestones, offloads)
     room.machine.parts[instance("device", room.number)] = device
     for i, a in enumerate(room.applications):
-        room.system.process(instance("application", i), application(a, driver, dev_queue_xmit), a.vcpu.thread, TASK)
+        process = application(a, driver, dev_queue_xmit, cleanup_rbuf)
+        room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
     room.system.process("qemu main loop", main_loop(device, loop), loop.thread)
 
 
@@ -117,5 +121,6 @@ MODEL: Final = Model(
     settings=RTL8139Settings,
     build=build,
     streams=True,
+    receives_streams=True,
     vms=True,
 )

@@ -11,7 +11,8 @@ packet into the guest's buffer. Only its message cannot reach the guest by itsel
   posted-interrupt descriptor and notifies the CPU on which it runs; the guest takes it without an exit. A vCPU whose
   thread sleeps has a wake-up vector in the descriptor instead: the host's handler for that wakes the thread.
 
-The guest's NIC is the host's: it segments GSO packets of a stream (TSO) if that can, ``host.nic_tso``.
+The guest's NIC is the host's: it segments GSO packets of a stream (TSO) if that can, ``host.nic_tso``. Segments that
+come the guest's driver merges (GRO).
 
 Translation by the IOMMU costs nothing here: it is within the NIC's DMA, and the guest's memory is mapped once for all.
 
@@ -29,7 +30,7 @@ from pydantic import Field
 from iosim.effects import HARDIRQ, TASK, Effect, notify, notify_after, spend, wait
 from iosim.engine.system import instance
 from iosim.errors import IosimError
-from iosim.guest.ixgbe import IxgbeDriver, dev_queue_xmit, ixgbe_probe
+from iosim.guest.ixgbe import IxgbeDriver, cleanup_rbuf, dev_queue_xmit, ixgbe_probe
 from iosim.guest.tcp import Offloads
 from iosim.host.costs import CPU_IDLE_EXIT, HOST_VECTOR, POSTED_INTERRUPT
 from iosim.host.hosts import Host
@@ -38,7 +39,7 @@ from iosim.host.kvm import HALTED, IN_GUEST, Vcpu, deliver_interrupt, set_pendin
 from iosim.host.machine import Machine
 from iosim.model import Model
 from iosim.requests import Stage
-from iosim.settings import ETHTOOL_GSO, Flag, NicDescriptors
+from iosim.settings import ETHTOOL_GRO, ETHTOOL_GSO, Flag, NicDescriptors
 from iosim.workload.application import application
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_MODERATION, WAIT_QUEUE, WORK
@@ -70,6 +71,7 @@ class VfioSettings(NicDescriptors):
     )
     ethtool_tso: Flag = Field(True, description="ethtool -K tso in the guest: the NIC segments; needs host.nic_tso")
     ethtool_gso: Flag = Field(True, description=ETHTOOL_GSO)
+    ethtool_gro: Flag = Field(True, description=ETHTOOL_GRO)
 
 
 class Wakeup:
@@ -168,11 +170,11 @@ def build(host: Host, workload: Workload, settings: VfioSettings, vcpus: int = 1
     system = room.system
     nic = Ixgbe(room.machine, room.network, room.milestones, pairs, tx_size=tx_size, rx_size=rx_size)
     tso = settings.ethtool_tso and bool(host.properties["nic_tso"].value)
-    offloads = Offloads(csum=True, tso=tso, gso=settings.ethtool_gso)
+    offloads = Offloads(csum=True, tso=tso, gso=settings.ethtool_gso, gro=settings.ethtool_gro)
     drivers = ixgbe_probe(room.machine, room.vcpus, room.sockets, room.milestones, nic, offloads)
     room.machine.parts["device"] = nic
     for i, a in enumerate(room.applications):
-        sender = application(a, drivers[i % pairs], dev_queue_xmit)
+        sender = application(a, drivers[i % pairs], dev_queue_xmit, cleanup_rbuf)
         system.process(instance("application", i), sender, a.vcpu.thread, TASK)
     wakeups = [Wakeup(room.machine, vcpu) for vcpu in room.vcpus]
     vectors = [Vfio(room.machine, driver, wakeups[driver.vcpu.number]) for driver in drivers]
@@ -199,4 +201,5 @@ MODEL: Final = Model(
     build=build,
     smp=True,
     streams=True,
+    receives_streams=True,
 )

@@ -10,7 +10,8 @@ The other way the guest is told only if it asks, as ever: the process writes to 
 KVM injects the message (irqfd). Without MSI-X the eventfd wakes QEMU's main loop, which raises the line.
 
 A GSO packet of a stream is copied as it is, and handed to the NIC, which segments it (TSO). To a NIC without TSO
-(``host.nic_tso=off``) the process can hand none, and so it does not offer the guest VIRTIO_NET_F_HOST_TSO4.
+(``host.nic_tso=off``) the process can hand none, and so it does not offer the guest VIRTIO_NET_F_HOST_TSO4. Segments
+that come it hands on one by one; the guest merges them (GRO).
 
 With several queue pairs the NIC spreads flows over as many queues (RSS), and what comes by one goes to the guest by the
 pair of the same number. Each pair has a thread of its own, ``pmd-0``, ``pmd-1``, ..., or some threads share them all.
@@ -35,13 +36,15 @@ from iosim.host.hosts import Host
 from iosim.host.machine import Machine
 from iosim.host.network import copy_packet, packet_len
 from iosim.host.nic_transmit import nic_transmit
+from iosim.host.packets import payload
 from iosim.host.pmd import PolledNic, PolledQueue, PollLoop, idle_iterations, iteration
 from iosim.host.virtio_pci import signal_call
 from iosim.model import Model
 from iosim.requests import Stage, mark
 from iosim.ring.errors import raise_for
 from iosim.ring.queue import DeviceQueue, fill, flush, pop, set_notification, should_notify
-from iosim.settings import MOST_QUEUE_PAIRS, VirtioSending, Whole
+from iosim.settings import ETHTOOL_GRO, MOST_QUEUE_PAIRS, Flag, VirtioSending, Whole
+from iosim.virtio.net import packet_at
 from iosim.window import DEVICE_RING, QDISC, drop
 from iosim.workload.assembly import NetworkRoom
 from iosim.workload.path import WAIT_CPU, WAIT_NOTIFICATION, WAIT_QUEUE, WORK
@@ -77,6 +80,7 @@ class VhostUserSettings(VirtioSending):
     pmd_threads: Whole | None = Field(
         None, ge=1, le=MOST_QUEUE_PAIRS, description="threads that poll, no more than queue pairs; one for each pair"
     )
+    ethtool_gro: Flag = Field(True, description=ETHTOOL_GRO)
 
 
 class VhostUser:
@@ -143,12 +147,16 @@ def nic_to_guest(u: VhostUser) -> Generator[Effect, None, int]:
     while i < frames:
         row = take_first(u.nic.frames)
         mark(m.table, row, u.room.milestones.rx_seen, m.clock.now)
+        if payload(row) > 0:
+            m.counters.n[count.STREAM_FRAMES] += 1
         yield spend(PMD_NIC)
         head = raise_for(pop(u.rx))
         if head >= 0:
             yield spend(PMD_VHOST)
             yield from copy_packet(net, row)
-            m.memory.u64[(u.rx.elem_addr[0] >> 3) + 2] = row
+            if payload(row) > 0:
+                m.counters.n[count.STREAM_BUFFERS] += 1
+            m.memory.u64[packet_at(u.rx) >> 3] = row
             fill(u.rx, head, packet_len(net, row), len(u.frames))
             u.frames.append(row)
         else:
@@ -235,6 +243,7 @@ def build(host: Host, workload: Workload, settings: VhostUserSettings, vcpus: in
         tso=settings.host_tso4 and settings.ethtool_tso and bool(host.properties["nic_tso"].value),
         gso=settings.ethtool_gso,
         guest_tso4=True,
+        gro=settings.ethtool_gro,
     )
     room = virtio_room(host, workload, RX_STAGES, TX_STAGES, settings, vcpus, offloads=offloads, bypass=True)
     period = int(host.properties["pmd_poll"].value)
@@ -269,4 +278,5 @@ MODEL: Final = Model(
     build=build,
     smp=True,
     streams=True,
+    receives_streams=True,
 )

@@ -10,11 +10,13 @@ from collections.abc import Generator
 from typing import Final
 
 from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
+from iosim.fifo import Fifo
 from iosim.guest.irq import local_irq_restore, local_irq_save
 from iosim.guest.netdev import DriverMilestones, netif_wake_queue, transmit
-from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.guest.socket import Socket, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.guest.tcp import Offloads
+from iosim.guest.tcp_receive import QDISC_LIMIT, net_tx_action, netif_receive_skb, tcp_recvmsg, tcp_send_ack
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
 from iosim.host.eepro100 import (
@@ -76,12 +78,13 @@ class Nic:
         rfds: Guest-physical addresses of the receive frame descriptors, likewise linked.
         rx_to_clean, rx_to_use: Next to take, next to be given a new buffer.
         ru_running: What the driver thinks of the receive unit.
+        qdisc: Acknowledgements that found the transmit queue stopped.
     """
 
     __slots__ = (
         "cb_to_clean", "cb_to_use", "cbs", "cbs_avail", "device", "handler_done", "machine", "milestones", "offloads",
-        "rfds", "ru_running", "rx_to_clean", "rx_to_use", "scheduled", "senders", "sockets", "softirq", "stopped",
-        "vcpu",
+        "qdisc", "rfds", "ru_running", "rx_to_clean", "rx_to_use", "scheduled", "senders", "sockets", "softirq",
+        "stopped", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +112,7 @@ class Nic:
         self.ru_running = True
         self.stopped = False
         self.scheduled = False
+        self.qdisc = Fifo(QDISC_LIMIT)
         self.handler_done = 0
         self.softirq = machine.system.channel("guest softirq")
         machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
@@ -174,6 +178,16 @@ def e100_xmit_frame(nic: Nic, _s: Socket, row: int, _more: bool) -> Generator[Ef
         nic.stopped = True
 
 
+def send_ack(nic: Nic, s: Socket) -> Generator[Effect, None, None]:
+    """Acknowledge what has come of a stream."""
+    yield from tcp_send_ack(nic, s, e100_xmit_frame)
+
+
+def cleanup_rbuf(nic: Nic, s: Socket) -> Generator[Effect, None, None]:
+    """The application has read a send call of a stream."""
+    yield from tcp_recvmsg(nic, s, send_ack)
+
+
 # -- interrupt and NAPI -----------------------------------------------------------------------------------------
 
 
@@ -213,6 +227,7 @@ def net_rx_action(nic: Nic) -> Generator[Effect, None, None]:
             budget = NETDEV_BUDGET
         yield spend(SOFTIRQ_ENTRY)
         work = yield from e100_poll(nic)
+        yield from net_tx_action(nic, e100_xmit_frame)
         budget -= work
         if budget <= 0:
             yield from ksoftirqd()
@@ -270,7 +285,7 @@ def e100_rx_clean(nic: Nic) -> Generator[Effect, None, int]:
         mark(m.table, row, nic.milestones.taken, m.clock.now)
         yield spend(DRIVER_RECEIVE)
         if m.memory.u16[(rfd >> 1) + 6] > 0:
-            yield from deliver(nic.sockets[flow_of(m.flows, row)], row, nic.vcpu)
+            yield from netif_receive_skb(nic, row, send_ack)
         else:
             # The descriptor before the last has no room (see set_before_last): QEMU truncates the packet to nothing.
             yield from drop(m.window, row, DEVICE_RING)

@@ -10,10 +10,19 @@ from collections.abc import Generator
 from typing import Final
 
 from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
+from iosim.fifo import Fifo
 from iosim.guest.netdev import DriverMilestones, transmit
-from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.guest.socket import Socket, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.guest.tcp import SKB_FRAG, Offloads
+from iosim.guest.tcp_receive import (
+    QDISC_LIMIT,
+    napi_flush,
+    napi_gro_receive,
+    net_tx_action,
+    tcp_recvmsg,
+    tcp_send_ack,
+)
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
 from iosim.host.e1000 import (
@@ -38,12 +47,12 @@ from iosim.host.e1000 import (
     er32,
     ew32,
 )
-from iosim.host.flows import flow_of
 from iosim.host.frames import MSS, TCP_HEADERS
+from iosim.host.gro import Gro
 from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
 from iosim.host.network import packet_len
-from iosim.host.packets import payload, qdisc_pkt_len, segments
+from iosim.host.packets import of_stream, payload, qdisc_pkt_len, segments
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
 
@@ -89,14 +98,16 @@ class E1000Driver:
         data: Where all streams' data lie; nobody looks at them.
         turn: Which of the senders is woken first when the queue opens.
         rx_next, rx_fill: The receive ring: next to take, next to give a buffer.
+        gro: What NAPI holds back.
+        qdisc: Acknowledgements that found the transmit queue stopped.
         itr: Interrupts a second the driver asks for; ``tx_itr`` and ``rx_itr`` its classes of traffic.
     """
 
     __slots__ = (
-        "data", "device", "handler_done", "itr", "last_tx_tso", "machine", "milestones", "offloads", "rx_bytes",
-        "rx_fill", "rx_itr", "rx_next", "rx_packets", "scheduled", "senders", "sockets", "softirq", "stopped", "turn",
-        "tx_buffer", "tx_bytecount", "tx_bytes", "tx_clean", "tx_itr", "tx_next", "tx_packets", "tx_segs", "tx_socket",
-        "tx_unused", "tx_watch", "vcpu",
+        "data", "device", "gro", "handler_done", "itr", "last_tx_tso", "machine", "milestones", "offloads", "qdisc",
+        "rx_bytes", "rx_fill", "rx_itr", "rx_next", "rx_packets", "scheduled", "senders", "sockets", "softirq",
+        "stopped", "turn", "tx_buffer", "tx_bytecount", "tx_bytes", "tx_clean", "tx_itr", "tx_next", "tx_packets",
+        "tx_segs", "tx_socket", "tx_unused", "tx_watch", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -127,6 +138,8 @@ class E1000Driver:
         self.tx_packets = self.tx_bytes = self.rx_packets = self.rx_bytes = 0
         self.stopped = False
         self.scheduled = False
+        self.gro = Gro(len(sockets))
+        self.qdisc = Fifo(QDISC_LIMIT)
         self.handler_done = 0
         self.softirq = machine.system.channel("guest softirq")
         machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
@@ -178,19 +191,12 @@ def e1000_tx_map(d: E1000Driver, s: Socket, packet: int) -> None:
     """Name the parts of a packet to the device (e1000_tso or e1000_tx_csum, e1000_tx_map, e1000_tx_queue).
 
     A request's frame is linear: one descriptor. A packet of a stream has a context, its headers, and its fragments in
-    pieces of 4096 bytes.
+    pieces of 4096 bytes; an acknowledgement is linear too, behind a context.
     """
     first = d.tx_next
     size = payload(packet)
     if size == 0:
-        buffer = d.tx_buffer[first]
-        d.machine.memory.u64[buffer >> 3] = packet
-        frame = d.device.network.frame
-        if d.last_tx_tso:
-            d.last_tx_tso = False
-            put_descriptor(d, buffer, frame - SENTINEL, 0)
-            frame = SENTINEL
-        put_descriptor(d, buffer, TXD_CMD_EOP | TXD_CMD_RS | frame, 0)
+        put_linear(d, packet)
     else:
         # Of the places that a context descriptor names, only where IP begins.
         command = TXD_CMD_DEXT | TXD_DTYP_D
@@ -210,10 +216,28 @@ def e1000_tx_map(d: E1000Driver, s: Socket, packet: int) -> None:
     d.tx_watch[first] = last
     d.tx_socket[last] = s.number
     d.tx_segs[last] = 1
-    d.tx_bytecount[last] = d.device.network.frame
+    d.tx_bytecount[last] = packet_len(d.device.network, packet)
     if size > 0:
         d.tx_segs[last] = segments(size)
         d.tx_bytecount[last] = qdisc_pkt_len(size)
+
+
+def put_linear(d: E1000Driver, packet: int) -> None:
+    """Fill the descriptor of a packet without fragments."""
+    command = 0
+    options = 0
+    if of_stream(packet):
+        command = TXD_CMD_DEXT | TXD_DTYP_D
+        options = TXD_POPTS_TXSM
+        put_descriptor(d, ETH_HLEN, TXD_CMD_DEXT, 0)
+    buffer = d.tx_buffer[d.tx_next]
+    d.machine.memory.u64[buffer >> 3] = packet
+    frame = packet_len(d.device.network, packet)
+    if d.last_tx_tso:
+        d.last_tx_tso = False
+        put_descriptor(d, buffer, command | (frame - SENTINEL), options)
+        frame = SENTINEL
+    put_descriptor(d, buffer, command | TXD_CMD_EOP | TXD_CMD_RS | frame, options)
 
 
 def put_fragments(d: E1000Driver, size: int, command: int) -> None:
@@ -242,6 +266,16 @@ def put_descriptor(d: E1000Driver, address: int, lower: int, upper: int) -> None
     if d.tx_next == d.device.tx_size:
         d.tx_next = 0
     d.tx_unused -= 1
+
+
+def send_ack(d: E1000Driver, s: Socket) -> Generator[Effect, None, None]:
+    """Acknowledge what has come of a stream."""
+    yield from tcp_send_ack(d, s, e1000_xmit_frame)
+
+
+def cleanup_rbuf(d: E1000Driver, s: Socket) -> Generator[Effect, None, None]:
+    """The application has read a send call of a stream."""
+    yield from tcp_recvmsg(d, s, send_ack)
 
 
 # -- interrupt and NAPI -----------------------------------------------------------------------------------------
@@ -276,6 +310,7 @@ def net_rx_action(d: E1000Driver) -> Generator[Effect, None, None]:
             budget = NETDEV_BUDGET
         yield spend(SOFTIRQ_ENTRY)
         work = yield from e1000_clean(d)
+        yield from net_tx_action(d, e1000_xmit_frame)
         budget -= work
         if budget <= 0:
             yield from ksoftirqd()
@@ -286,6 +321,7 @@ def e1000_clean(d: E1000Driver) -> Generator[Effect, None, int]:
     """The NAPI poll: clean what was sent, take what has come; when there is no more, unmask. Return the packets."""
     cleaned = yield from e1000_clean_tx(d)
     work = yield from e1000_clean_rx(d)
+    yield from napi_flush(d, send_ack)
     if work < NAPI_POLL_WEIGHT and cleaned < d.device.tx_size:
         d.scheduled = False
         yield from e1000_set_itr(d)
@@ -354,7 +390,7 @@ def e1000_clean_rx(d: E1000Driver) -> Generator[Effect, None, int]:
         d.rx_packets += 1
         d.rx_bytes += packet_len(d.device.network, row)
         yield spend(DRIVER_RECEIVE)
-        yield from deliver(d.sockets[flow_of(m.flows, row)], row, d.vcpu)
+        yield from napi_gro_receive(d, row, send_ack)
         if unfilled >= RX_BUFFER_WRITE:
             yield from e1000_alloc_rx_buffers(d, unfilled)
             unfilled = 0

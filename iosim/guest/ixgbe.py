@@ -19,13 +19,21 @@ from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
 from iosim.engine.system import instance
 from iosim.fifo import Fifo, put, take_first
 from iosim.guest.netdev import DriverMilestones, transmit
-from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.guest.socket import Socket, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.guest.tcp import SKB_FRAG, Offloads
+from iosim.guest.tcp_receive import (
+    QDISC_LIMIT,
+    napi_flush,
+    napi_gro_receive,
+    net_tx_action,
+    tcp_recvmsg,
+    tcp_send_ack,
+)
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, HOST_RECEIVE, NIC_TX, SOFTIRQ_ENTRY
-from iosim.host.flows import flow_of
 from iosim.host.frames import MSS, TCP_HEADERS
+from iosim.host.gro import Gro
 from iosim.host.ixgbe import (
     DD,
     DESCRIPTOR,
@@ -48,7 +56,7 @@ from iosim.host.ixgbe import (
 )
 from iosim.host.kvm import Vcpu, eoi_edge, irq_enter, irq_return
 from iosim.host.machine import Machine
-from iosim.host.packets import payload
+from iosim.host.packets import of_stream, payload
 from iosim.requests import mark, mark_past
 from iosim.ring.memory import allocate
 
@@ -117,14 +125,16 @@ class IxgbeDriver:
         rx_next, rx_fill, rx_unfilled: The receive ring: next to take, next to give a buffer, those without one.
         stopped: The transmit queue is stopped for want of descriptors.
         turn: Which of the senders is woken first when it opens.
+        gro: What NAPI holds back.
+        qdisc: Acknowledgements that found the transmit queue stopped.
         scheduled: NAPI_STATE_SCHED.
         handler_done: When the interrupt handler returned last (ps).
     """
 
     __slots__ = (
-        "data", "frame", "handler_done", "machine", "milestones", "offloads", "queue", "rx_fill", "rx_next",
-        "rx_unfilled", "scheduled", "senders", "sockets", "softnet", "stopped", "turn", "tx_buffer", "tx_clean",
-        "tx_next", "tx_socket", "tx_unused", "tx_watch", "vcpu", "vector",
+        "data", "frame", "gro", "handler_done", "machine", "milestones", "offloads", "qdisc", "queue", "rx_fill",
+        "rx_next", "rx_unfilled", "scheduled", "senders", "sockets", "softnet", "stopped", "turn", "tx_buffer",
+        "tx_clean", "tx_next", "tx_socket", "tx_unused", "tx_watch", "vcpu", "vector",
     )  # fmt: skip
 
     def __init__(
@@ -156,6 +166,8 @@ class IxgbeDriver:
         self.rx_unfilled = 0
         self.stopped = False
         self.turn = 0
+        self.gro = Gro(len(sockets))
+        self.qdisc = Fifo(QDISC_LIMIT)
         self.scheduled = False
         self.handler_done = 0
         softnet.pairs.append(self)
@@ -223,15 +235,13 @@ def ixgbe_tx_map(d: IxgbeDriver, s: Socket, packet: int) -> None:
     """Name the parts of a packet to the device (ixgbe_tso or ixgbe_tx_csum, ixgbe_tx_map).
 
     A request's frame is linear: one descriptor. A packet of a stream has a context, its headers, and its fragments in
-    pieces of 16 KiB.
+    pieces of 16 KiB; an acknowledgement is linear too, behind a context.
     """
     first = d.tx_next
     size = payload(packet)
     command = TXD_CMD_DEXT | TXD_DTYP_DATA
     if size == 0:
-        buffer = d.tx_buffer[first]
-        d.machine.memory.u64[buffer >> 3] = packet
-        put_descriptor(d, buffer, command | TXD_CMD_EOP | TXD_CMD_RS | d.frame, d.frame << TXD_PAYLEN_SHIFT)
+        put_linear(d, packet)
     else:
         status = (TCP_HEADERS + size) << TXD_PAYLEN_SHIFT | TXD_POPTS_TXSM
         segmented = 0
@@ -248,6 +258,20 @@ def ixgbe_tx_map(d: IxgbeDriver, s: Socket, packet: int) -> None:
     if d.tx_next == 0:
         d.tx_watch[first] = d.queue.tx_size - 1
     d.tx_socket[first] = s.number
+
+
+def put_linear(d: IxgbeDriver, packet: int) -> None:
+    """Fill the descriptor of a packet without fragments."""
+    frame = d.frame
+    options = 0
+    if of_stream(packet):
+        frame = TCP_HEADERS
+        options = TXD_POPTS_TXSM
+        put_descriptor(d, ETH_HLEN << 9 | IP_HLEN, TXD_CMD_DEXT | TXD_DTYP_CTXT, 0)
+    buffer = d.tx_buffer[d.tx_next]
+    d.machine.memory.u64[buffer >> 3] = packet
+    command = TXD_CMD_DEXT | TXD_DTYP_DATA | TXD_CMD_EOP | TXD_CMD_RS
+    put_descriptor(d, buffer, command | frame, frame << TXD_PAYLEN_SHIFT | options)
 
 
 def put_fragments(d: IxgbeDriver, size: int, command: int, status: int) -> None:
@@ -274,6 +298,16 @@ def put_descriptor(d: IxgbeDriver, address: int, lower: int, upper: int) -> None
     if d.tx_next == d.queue.tx_size:
         d.tx_next = 0
     d.tx_unused -= 1
+
+
+def send_ack(d: IxgbeDriver, s: Socket) -> Generator[Effect, None, None]:
+    """Acknowledge what has come of a stream, by the queue pair of the CPU that this is on (XPS)."""
+    yield from tcp_send_ack(d, s, ixgbe_xmit_frame)
+
+
+def cleanup_rbuf(d: IxgbeDriver, s: Socket) -> Generator[Effect, None, None]:
+    """The application has read a send call of a stream."""
+    yield from tcp_recvmsg(d, s, send_ack)
 
 
 # -- interrupt and NAPI -----------------------------------------------------------------------------------------
@@ -303,6 +337,7 @@ def net_rx_action(s: SoftNet) -> Generator[Effect, None, None]:
         d = s.pairs[take_first(s.poll_list)]
         yield spend(SOFTIRQ_ENTRY)
         work = yield from ixgbe_poll(d)
+        yield from net_tx_action(d, ixgbe_xmit_frame)
         if d.scheduled:
             # There may be more: interrupts stay off and the poll gets in line again.
             put(s.poll_list, d.vector)
@@ -320,6 +355,7 @@ def ixgbe_poll(d: IxgbeDriver) -> Generator[Effect, None, int]:
     """
     cleaned = yield from ixgbe_clean_tx_irq(d)
     work = yield from ixgbe_clean_rx_irq(d)
+    yield from napi_flush(d, send_ack)
     if cleaned + work == 0:
         d.machine.counters.n[count.INTERRUPTS_SPURIOUS] += 1
     if work < NAPI_POLL_WEIGHT and cleaned < TX_WORK:
@@ -379,7 +415,9 @@ def ixgbe_clean_rx_irq(d: IxgbeDriver) -> Generator[Effect, None, int]:
         d.rx_unfilled += 1
         work += 1
         yield spend(HOST_RECEIVE)
-        yield from deliver(d.sockets[flow_of(m.flows, row)], row, d.vcpu)
+        if payload(row) > 0:
+            m.counters.n[count.STREAM_FRAMES] += 1
+        yield from napi_gro_receive(d, row, send_ack)
     return work
 
 

@@ -20,9 +20,10 @@ from iosim.guest.irq import (
     mask_disabled,
 )
 from iosim.guest.netdev import DriverMilestones, netif_wake_queue, transmit
-from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.guest.socket import Socket, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.guest.tcp import Offloads
+from iosim.guest.tcp_receive import QDISC_LIMIT, net_tx_action, netif_receive_skb, tcp_recvmsg, tcp_send_ack
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_XMIT, GUEST_STACK_RX, SOFTIRQ_ENTRY
 from iosim.host.flows import flow_of
@@ -102,10 +103,11 @@ class EiDevice:
         line: The interrupt line, to be disabled around a transmission.
         skb: Guest-physical addresses of a packet to be sent and of one received.
         backlog: Received packets on their way to the softirq: rows.
+        qdisc: Acknowledgements that found the transmit queue stopped.
     """
 
     __slots__ = (
-        "backlog", "device", "handler_done", "line", "machine", "milestones", "offloads", "rx_skb", "senders",
+        "backlog", "device", "handler_done", "line", "machine", "milestones", "offloads", "qdisc", "rx_skb", "senders",
         "sockets", "softirq", "stopped", "tx1", "tx2", "tx_skb", "txing", "vcpu",
     )  # fmt: skip
 
@@ -135,6 +137,7 @@ class EiDevice:
         self.tx_skb = allocate(machine.memory, BUFFER, BUFFER)
         self.rx_skb = allocate(machine.memory, BUFFER, BUFFER)
         self.backlog = Fifo(NETDEV_MAX_BACKLOG)
+        self.qdisc = Fifo(QDISC_LIMIT)
         self.softirq = machine.system.channel("guest softirq")
         machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
         vcpu.handler("ei_interrupt", ei_interrupt(self))
@@ -185,6 +188,16 @@ def ei_start_xmit(ei: EiDevice, _s: Socket, row: int, _more: bool) -> Generator[
     # The packet is in the device's memory, so its own is free at once.
     yield spend(DRIVER_FREE)
     yield from sock_wfree(ei.sockets[flow_of(m.flows, row)])
+
+
+def send_ack(ei: EiDevice, s: Socket) -> Generator[Effect, None, None]:
+    """Acknowledge what has come of a stream."""
+    yield from tcp_send_ack(ei, s, ei_start_xmit)
+
+
+def cleanup_rbuf(ei: EiDevice, s: Socket) -> Generator[Effect, None, None]:
+    """The application has read a send call of a stream."""
+    yield from tcp_recvmsg(ei, s, send_ack)
 
 
 def remote_dma(ei: EiDevice, address: int, size: int, direction: int) -> Generator[Effect, None, None]:
@@ -281,6 +294,9 @@ def ei_tx_intr(ei: EiDevice) -> Generator[Effect, None, None]:
             ei.tx1 = SENDING
     if ei.stopped:
         ei.stopped = False
+        if ei.qdisc.count > 0:
+            # __netif_schedule: the NET_TX softirq sends what waits above.
+            yield notify(ei.softirq)
         yield from netif_wake_queue(ei.senders)
 
 
@@ -349,13 +365,14 @@ def netif_rx(ei: EiDevice, row: int) -> Generator[Effect, None, None]:
 
 
 def net_rx_action(ei: EiDevice) -> Generator[Effect, None, None]:
-    """The guest's NET_RX softirq: poll the backlog while there is something in it."""
+    """The guest's NET_RX softirq: poll the backlog while there is something in it; and NET_TX, if above the driver."""
     budget = NETDEV_BUDGET
     while True:
-        while ei.backlog.count == 0:
+        while ei.backlog.count == 0 and (ei.qdisc.count == 0 or ei.stopped):
             yield wait(ei.softirq)
             budget = NETDEV_BUDGET
         yield spend(SOFTIRQ_ENTRY)
+        yield from net_tx_action(ei, ei_start_xmit)
         work = yield from process_backlog(ei)
         budget -= work
         if budget <= 0:
@@ -374,6 +391,6 @@ def process_backlog(ei: EiDevice) -> Generator[Effect, None, int]:
         else:
             mark_past(m.table, row, ei.milestones.handled, ei.handler_done)
             mark(m.table, row, ei.milestones.taken, m.clock.now)
-            yield from deliver(ei.sockets[flow_of(ei.machine.flows, row)], row, ei.vcpu)
+            yield from netif_receive_skb(ei, row, send_ack)
         work += 1
     return work

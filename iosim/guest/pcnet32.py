@@ -10,11 +10,13 @@ from collections.abc import Generator
 from typing import Final
 
 from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
+from iosim.fifo import Fifo
 from iosim.guest.irq import local_irq_restore, local_irq_save
 from iosim.guest.netdev import DriverMilestones, netif_wake_queue, transmit
-from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.guest.socket import Socket, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.guest.tcp import Offloads
+from iosim.guest.tcp_receive import QDISC_LIMIT, net_tx_action, netif_receive_skb, tcp_recvmsg, tcp_send_ack
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
 from iosim.host.flows import flow_of
@@ -68,11 +70,12 @@ class Pcnet32Private:
         cur_rx: The receive ring: next to take.
         tx_skbuff: The buffer behind each transmit descriptor.
         tx_full: The next descriptor is not cleaned yet.
+        qdisc: Acknowledgements that found the transmit queue stopped.
     """
 
     __slots__ = (
-        "cur_rx", "cur_tx", "device", "dirty_tx", "handler_done", "machine", "milestones", "offloads", "scheduled",
-        "senders", "sockets", "softirq", "stopped", "tx_full", "tx_skbuff", "vcpu",
+        "cur_rx", "cur_tx", "device", "dirty_tx", "handler_done", "machine", "milestones", "offloads", "qdisc",
+        "scheduled", "senders", "sockets", "softirq", "stopped", "tx_full", "tx_skbuff", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -98,6 +101,7 @@ class Pcnet32Private:
         self.tx_full = False
         self.stopped = False
         self.scheduled = False
+        self.qdisc = Fifo(QDISC_LIMIT)
         self.handler_done = 0
         self.softirq = machine.system.channel("guest softirq")
         machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
@@ -153,6 +157,16 @@ def pcnet32_start_xmit(lp: Pcnet32Private, _s: Socket, row: int, _more: bool) ->
     yield from local_irq_restore(lp.vcpu)
 
 
+def send_ack(lp: Pcnet32Private, s: Socket) -> Generator[Effect, None, None]:
+    """Acknowledge what has come of a stream."""
+    yield from tcp_send_ack(lp, s, pcnet32_start_xmit)
+
+
+def cleanup_rbuf(lp: Pcnet32Private, s: Socket) -> Generator[Effect, None, None]:
+    """The application has read a send call of a stream."""
+    yield from tcp_recvmsg(lp, s, send_ack)
+
+
 # -- interrupt and NAPI -----------------------------------------------------------------------------------------
 
 
@@ -185,6 +199,7 @@ def net_rx_action(lp: Pcnet32Private) -> Generator[Effect, None, None]:
             budget = NETDEV_BUDGET
         yield spend(SOFTIRQ_ENTRY)
         work = yield from pcnet32_poll(lp)
+        yield from net_tx_action(lp, pcnet32_start_xmit)
         budget -= work
         if budget <= 0:
             yield from ksoftirqd()
@@ -217,7 +232,7 @@ def pcnet32_rx(lp: Pcnet32Private) -> Generator[Effect, None, int]:
         mark(m.table, row, lp.milestones.taken, m.clock.now)
         yield spend(DRIVER_REFILL)
         yield spend(DRIVER_RECEIVE)
-        yield from deliver(lp.sockets[flow_of(m.flows, row)], row, lp.vcpu)
+        yield from netif_receive_skb(lp, row, send_ack)
         m.memory.u16[(at >> 1) + STATUS] = OWN
         lp.cur_rx = (lp.cur_rx + 1) % RX_RING_SIZE
         at = lp.device.rdra + lp.cur_rx * DESCRIPTOR

@@ -10,13 +10,23 @@ from collections.abc import Generator
 from typing import Final
 
 from iosim.effects import SOFTIRQ, Effect, notify, spend, wait
+from iosim.fifo import Fifo
 from iosim.guest.netdev import DriverMilestones, netif_wake_queue, transmit
-from iosim.guest.socket import Socket, deliver, sock_wfree
+from iosim.guest.socket import Socket, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.guest.tcp import Offloads
+from iosim.guest.tcp_receive import (
+    QDISC_LIMIT,
+    napi_flush,
+    napi_gro_receive,
+    net_tx_action,
+    tcp_recvmsg,
+    tcp_send_ack,
+)
 from iosim.host import counters as count
 from iosim.host.costs import DRIVER_FREE, DRIVER_IRQ, DRIVER_RECEIVE, DRIVER_REFILL, DRIVER_XMIT, SOFTIRQ_ENTRY
 from iosim.host.flows import flow_of
+from iosim.host.gro import Gro
 from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_level, irq_enter, irq_return
 from iosim.host.machine import Machine
@@ -72,11 +82,13 @@ class CpPrivate:
     Attributes:
         tx_head, tx_tail: The transmit ring: next to use, next to clean.
         rx_tail: The receive ring: next to take.
+        gro: What NAPI holds back.
+        qdisc: Acknowledgements that found the transmit queue stopped.
     """
 
     __slots__ = (
-        "device", "handler_done", "machine", "milestones", "offloads", "rx_tail", "scheduled", "senders", "sockets",
-        "softirq", "stopped", "tx_head", "tx_tail", "vcpu",
+        "device", "gro", "handler_done", "machine", "milestones", "offloads", "qdisc", "rx_tail", "scheduled",
+        "senders", "sockets", "softirq", "stopped", "tx_head", "tx_tail", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +113,8 @@ class CpPrivate:
         self.rx_tail = 0
         self.stopped = False
         self.scheduled = False
+        self.gro = Gro(len(sockets))
+        self.qdisc = Fifo(QDISC_LIMIT)
         self.handler_done = 0
         self.softirq = machine.system.channel("guest softirq")
         machine.system.process("guest softirq", net_rx_action(self), vcpu.thread, SOFTIRQ)
@@ -154,6 +168,16 @@ def cp_start_xmit(cp: CpPrivate, _s: Socket, row: int, _more: bool) -> Generator
     yield from cpw(cp.device, TX_POLL, NORMAL_TX_POLL)
 
 
+def send_ack(cp: CpPrivate, s: Socket) -> Generator[Effect, None, None]:
+    """Acknowledge what has come of a stream."""
+    yield from tcp_send_ack(cp, s, cp_start_xmit)
+
+
+def cleanup_rbuf(cp: CpPrivate, s: Socket) -> Generator[Effect, None, None]:
+    """The application has read a send call of a stream."""
+    yield from tcp_recvmsg(cp, s, send_ack)
+
+
 # -- interrupt and NAPI -----------------------------------------------------------------------------------------
 
 
@@ -199,19 +223,24 @@ def cp_tx(cp: CpPrivate) -> Generator[Effect, None, None]:
         yield from sock_wfree(cp.sockets[flow_of(m.flows, packet)])
     if cp.stopped and tx_buffs_avail(cp) > MAX_SKB_FRAGS + 1:
         cp.stopped = False
+        if cp.qdisc.count > 0:
+            # __netif_schedule: the NET_TX softirq sends what waits above.
+            yield notify(cp.softirq)
         yield from netif_wake_queue(cp.senders)
 
 
 def net_rx_action(cp: CpPrivate) -> Generator[Effect, None, None]:
-    """The guest's NET_RX softirq: poll while the driver is scheduled."""
+    """The guest's NET_RX softirq: poll while the driver is scheduled; and NET_TX, where something waits above it."""
     budget = NETDEV_BUDGET
     while True:
-        while not cp.scheduled:
+        while not cp.scheduled and (cp.qdisc.count == 0 or cp.stopped):
             yield wait(cp.softirq)
             budget = NETDEV_BUDGET
         yield spend(SOFTIRQ_ENTRY)
-        work = yield from cp_rx_poll(cp)
-        budget -= work
+        yield from net_tx_action(cp, cp_start_xmit)
+        if cp.scheduled:
+            work = yield from cp_rx_poll(cp)
+            budget -= work
         if budget <= 0:
             yield from ksoftirqd()
             budget = NETDEV_BUDGET
@@ -230,11 +259,12 @@ def cp_rx_poll(cp: CpPrivate) -> Generator[Effect, None, int]:
         mark(m.table, row, cp.milestones.taken, m.clock.now)
         yield spend(DRIVER_REFILL)
         yield spend(DRIVER_RECEIVE)
-        yield from deliver(cp.sockets[flow_of(m.flows, row)], row, cp.vcpu)
+        yield from napi_gro_receive(cp, row, send_ack)
         m.memory.u32[at >> 2] = rx_opts1(cp.rx_tail)
         cp.rx_tail = (cp.rx_tail + 1) % CP_RX_RING_SIZE
         at = cp.device.rx_ring + cp.rx_tail * DESCRIPTOR
         rx += 1
+    yield from napi_flush(cp, send_ack)
     if rx < CP_RX_BUDGET:
         cp.scheduled = False
         yield from cpw16_f(cp, CP_INTR_MASK)

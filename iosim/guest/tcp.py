@@ -89,10 +89,11 @@ def tcp_write_xmit(o: Offloads, s: TcpSender, row: int, left: int) -> Generator[
     return packet
 
 
-def no_offloads() -> Offloads:
+def no_offloads(gro: bool = False) -> Offloads:
     """Return what a plain NIC takes: single frames with checksums.
 
     TCP makes GSO packets whatever the NIC (sk_route_forced_caps, since Linux 4.17), and the stack above the driver
-    segments them: each segment is copied together and summed, as a NIC without scatter-gather needs it.
+    segments them: each segment is copied together and summed, as a NIC without scatter-gather needs it. Checksums of
+    what is received the guest verifies; ``gro``: its driver merges.
     """
-    return Offloads(csum=False, tso=False, gso=True)
+    return Offloads(csum=False, tso=False, gso=True, guest_csum=False, gro=gro)

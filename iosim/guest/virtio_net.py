@@ -14,14 +14,23 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Final, Protocol
 
-from iosim.effects import SOFTIRQ, TASK, Effect, busy_poll, level, notify, spend, wait
+from iosim.effects import SOFTIRQ, Effect, busy_poll, notify, spend, wait
 from iosim.engine.system import instance
 from iosim.errors import IosimError
 from iosim.fifo import Fifo, put, take_first
 from iosim.guest.netdev import DriverMilestones, transmit
-from iosim.guest.socket import Socket, deliver, sock_wfree, tcp_data_ready
+from iosim.guest.socket import Socket, sock_wfree
 from iosim.guest.softirq import NETDEV_BUDGET, ksoftirqd
 from iosim.guest.tcp import SKB_FRAG, Offloads
+from iosim.guest.tcp_receive import (
+    QDISC_LIMIT,
+    napi_flush,
+    napi_gro_receive,
+    net_tx_action,
+    sch_direct_xmit,
+    tcp_make_ack,
+    tcp_recvmsg,
+)
 from iosim.host import counters as count
 from iosim.host.costs import (
     DRIVER_FREE,
@@ -30,23 +39,18 @@ from iosim.host.costs import (
     DRIVER_RECEIVE_FRAG,
     DRIVER_REFILL,
     DRIVER_XMIT,
-    GRO_RECEIVE,
     GUEST_CHECKSUM,
-    GUEST_STACK_RX,
-    GUEST_STACK_TX,
     REARM_WINDOW,
     SOFTIRQ_ENTRY,
 )
-from iosim.host.flows import flow_of
 from iosim.host.frames import TCP_HEADERS
-from iosim.host.gro import GRO_MAX_SIZE, Gro, gro_flush, gro_receive
+from iosim.host.gro import GRO_MAX_SIZE, Gro
 from iosim.host.intx import VECTOR
 from iosim.host.kvm import Vcpu, eoi_edge, eoi_level, irq_enter, irq_return, kick, wake_up
 from iosim.host.machine import Machine
 from iosim.host.main_loop import MainLoop
-from iosim.host.packets import calls_acknowledged, flow_number, of_stream, payload
+from iosim.host.packets import of_stream, payload
 from iosim.host.rx_buffers import NUM_BUFFERS
-from iosim.host.tcp_receiver import tcp_ack, tcp_cleanup_rbuf, tcp_queue_rcv
 from iosim.host.virtio_net import QemuVirtioNet, virtio_queue_notify
 from iosim.host.virtio_pci import INTX, OWN, VirtioPci, back_to_guest, interrupted, read_isr, write_to_qemu
 from iosim.host.work import WorkQueue, show_poller
@@ -91,8 +95,6 @@ GOOD_PACKET_LEN: Final = 1518
 EWMA_WEIGHT_SHIFT: Final = 6
 """A new packet's weight in the average of their lengths is 1/64 (Linux DECLARE_EWMA(pkt_len, 0, 64))."""
 L1_CACHE_BYTES: Final = 64
-QDISC_LIMIT: Final = 1000
-"""Packets that the queueing discipline of the guest's NIC holds (txqueuelen)."""
 TX_BUFFER: Final = 2048
 """Bytes kept for a packet to send, header included; of a TCP packet, for its headers."""
 
@@ -449,9 +451,7 @@ def wake_tx_queue(d: VirtioNet) -> Generator[Effect, None, None]:
     """Open a stopped queue when there is room for the longest packet; its senders come first in turn."""
     if d.stopped and d.tx.num_free >= 2 + MAX_SKB_FRAGS:
         d.stopped = False
-        while d.qdisc.count > 0 and not d.stopped:
-            ack = take_first(d.qdisc)
-            yield from start_xmit(d, d.sockets[flow_number(ack)], ack, False)
+        yield from net_tx_action(d, start_xmit)
         i = 0
         while i < len(d.senders):
             yield notify(d.senders[d.turn].tx_wake)
@@ -584,8 +584,7 @@ def virtnet_poll(d: VirtioNet) -> Generator[Effect, None, int]:
         yield from napi_complete(d, d.rx, RX)
     else:
         # Budget spent: there may be more, so interrupts stay off and the poll gets in line again.
-        gro_flush(d.gro)
-        yield from netif_receive(d)
+        yield from napi_flush(d, napi_send_ack)
         put(d.softnet.poll_list, d.napi + RX)
     return received
 
@@ -603,9 +602,8 @@ def virtnet_poll_tx(d: VirtioNet) -> Generator[Effect, None, None]:
 def napi_complete(d: VirtioNet, queue: DriverQueue, napi: int) -> Generator[Effect, None, None]:
     """Re-arm the interrupt, then look once more: what came in the window is polled again without an interrupt."""
     last_used_idx = enable_cb_prepare(queue)
-    if napi == RX and len(d.gro.held) > 0:
-        gro_flush(d.gro)
-        yield from netif_receive(d)
+    if napi == RX:
+        yield from napi_flush(d, napi_send_ack)
     d.scheduled[napi] = False
     yield spend(REARM_WINDOW)
     if poll(queue, last_used_idx):
@@ -626,11 +624,9 @@ def receive_buf(d: VirtioNet, buffer: int) -> Generator[Effect, None, None]:
     yield spend(DRIVER_RECEIVE)
     if payload(row) > 0:
         yield from receive_frags(d, buffer, payload(row) + TCP_HEADERS)
-        yield from napi_gro_receive(d, row)
-    else:
-        if not d.offloads.guest_csum:
-            yield spend(GUEST_CHECKSUM, length(d, row))
-        yield from deliver(d.sockets[flow_of(m.flows, row)], row, d.vcpu)
+    elif not d.offloads.guest_csum:
+        yield spend(GUEST_CHECKSUM, length(d, row))
+    yield from napi_gro_receive(d, row, napi_send_ack)
 
 
 def length(d: VirtioNet, packet: int) -> int:
@@ -670,59 +666,27 @@ def get_mergeable_buf_len(d: VirtioNet) -> int:
     return (NET_HDR_LEN + size + L1_CACHE_BYTES - 1) // L1_CACHE_BYTES * L1_CACHE_BYTES
 
 
-def napi_gro_receive(d: VirtioNet, packet: int) -> Generator[Effect, None, None]:
-    """A packet of a stream: merged with those before it, or up the stack as it is.
-
-    Where the device has not verified the checksum, GRO does, or else TCP.
-    """
-    if not d.offloads.guest_csum:
-        yield spend(GUEST_CHECKSUM, payload(packet) + TCP_HEADERS)
-    if d.offloads.gro:
-        yield spend(GRO_RECEIVE)
-        gro_receive(d.gro, packet, flow_of(d.machine.flows, packet))
-        yield from netif_receive(d)
-    else:
-        yield from tcp_v4_rcv(d, packet)
+def napi_send_ack(d: VirtioNet, s: Socket) -> Generator[Effect, None, None]:
+    """Acknowledge from NAPI."""
+    yield from send_ack(d, s, BY_NAPI)
 
 
-def netif_receive(d: VirtioNet) -> Generator[Effect, None, None]:
-    """Carry up what GRO has let go."""
-    while d.gro.done.count > 0:
-        yield from tcp_v4_rcv(d, take_first(d.gro.done))
+def sender_send_ack(d: VirtioNet, s: Socket) -> Generator[Effect, None, None]:
+    """Acknowledge from a system call of the application, bottom halves off."""
+    yield from send_ack(d, s, BY_SENDER)
 
 
-def tcp_v4_rcv(d: VirtioNet, packet: int) -> Generator[Effect, None, None]:
-    """Carry data of a stream up the stack: acknowledge them if it is time to, wake the application."""
-    d.machine.counters.n[count.STREAM_SKBS] += 1
-    s = d.sockets[flow_of(d.machine.flows, packet)]
-    yield spend(GUEST_STACK_RX)
-    if tcp_queue_rcv(s, packet):
-        yield from tcp_send_ack(d, s, BY_NAPI)
-    yield from tcp_data_ready(s, packet, d.vcpu)
-
-
-def tcp_send_ack(d: VirtioNet, s: Socket, owner: int) -> Generator[Effect, None, None]:
-    """Send an acknowledgement, bottom halves off; where the queue is stopped, it waits above the driver."""
-    yield spend(GUEST_STACK_TX)
-    if not d.offloads.csum:
-        yield spend(GUEST_CHECKSUM, TCP_HEADERS)
-    ack = tcp_ack(s)
-    d.machine.counters.n[count.STREAM_ACKS] += 1
+def send_ack(d: VirtioNet, s: Socket, owner: int) -> Generator[Effect, None, None]:
+    """Send an acknowledgement; where the queue is stopped, it waits above the driver."""
+    ack = yield from tcp_make_ack(d, s)
     yield from tx_lock(d, owner)
-    if not d.stopped:
-        yield from start_xmit(d, s, ack, False)
-    elif not put(d.qdisc, ack):
-        # Dropped: a later one says what it said.
-        s.acked -= calls_acknowledged(ack)
+    yield from sch_direct_xmit(d, s, ack, start_xmit)
     yield from tx_unlock(d)
 
 
 def cleanup_rbuf(d: VirtioNet, s: Socket) -> Generator[Effect, None, None]:
-    """The application has read a send call of a stream: acknowledge it, if nobody has."""
-    if tcp_cleanup_rbuf(s):
-        yield level(SOFTIRQ)
-        yield from tcp_send_ack(d, s, BY_SENDER)
-        yield level(TASK)
+    """The application has read a send call of a stream."""
+    yield from tcp_recvmsg(d, s, sender_send_ack)
 
 
 def packet_in(d: VirtioNet, buffer: int) -> int:

@@ -132,12 +132,20 @@ class GuestTimer:
 
 
 def application(
-    a: Application, nic: D, dev_queue_xmit: Callable[[D, Socket, int], Generator[Effect, None, None]]
+    a: Application,
+    nic: D,
+    dev_queue_xmit: Callable[[D, Socket, int], Generator[Effect, None, None]],
+    cleanup_rbuf: Callable[[D, Socket], Generator[Effect, None, None]],
 ) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx), by a NIC and its driver."""
+    """The guest's application: receive and answer (rr), send (tx) or just receive (rx), by a NIC and its driver.
+
+    What it has read of a stream, it acknowledges (``cleanup_rbuf``).
+    """
     while True:
         row = yield from next_packet(a)
-        if a.kind != RX:
+        if a.socket.received:
+            yield from cleanup_rbuf(nic, a.socket)
+        elif a.kind != RX:
             yield from sendmsg(a.socket, row)
             yield from dev_queue_xmit(nic, a.socket, row)
 

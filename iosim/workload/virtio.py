@@ -6,12 +6,11 @@ on ``rx_device`` and ``tx_device`` of the pair's driver. docs/guides/models.md s
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from iosim.effects import TASK, Effect
+from iosim.effects import TASK
 from iosim.engine.system import instance
-from iosim.guest.socket import sendmsg
 from iosim.guest.tcp import Offloads
 from iosim.guest.virtio_net import PAIR, RX, TX, VirtioNet, cleanup_rbuf, dev_queue_xmit, packet_buffers, transports
 from iosim.host.bridge import tap_set_offload
@@ -21,9 +20,8 @@ from iosim.host.virtio_pci import INTX, guest_notifiers, interrupt_mode
 from iosim.host.work import WorkQueue
 from iosim.requests import Stage
 from iosim.settings import TapQueuePairs, VirtioQueuePairs
-from iosim.workload.application import Application, next_packet
+from iosim.workload.application import application
 from iosim.workload.assembly import GuestRoom, NetworkRoom
-from iosim.workload.spec import RX as RX_ONLY
 from iosim.workload.spec import Workload
 
 FRAMES: Final = Offloads(csum=True, tso=False, gso=False, guest_tso4=True)
@@ -56,8 +54,8 @@ def big_packets(settings: VirtioQueuePairs, offloads: Offloads) -> bool:
 
 
 def mergeable(settings: VirtioQueuePairs, workload: Workload) -> bool:
-    """Whether streams are received in mergeable buffers."""
-    return settings.mrg_rxbuf and workload.guests_receive
+    """Whether GSO packets are received in several mergeable buffers. It is a tap that hands such packets on."""
+    return settings.mrg_rxbuf and workload.guests_receive and isinstance(settings, TapQueuePairs)
 
 
 def virtio_room(
@@ -158,16 +156,5 @@ def run_notifiers(room: NetworkRoom | GuestRoom, drivers: Sequence[VirtioNet]) -
 def applications(room: NetworkRoom | GuestRoom, drivers: Sequence[VirtioNet]) -> None:
     """Install the guest's applications, each sending by the driver of its flow's pair."""
     for i, a in enumerate(room.applications):
-        process = application(a, drivers[i % len(drivers)])
+        process = application(a, drivers[i % len(drivers)], dev_queue_xmit, cleanup_rbuf)
         room.system.process(instance("application", i), process, a.vcpu.thread, TASK)
-
-
-def application(a: Application, driver: VirtioNet) -> Generator[Effect, None, None]:
-    """The guest's application: receive and answer (rr), send (tx) or just receive (rx)."""
-    while True:
-        row = yield from next_packet(a)
-        if a.socket.received:
-            yield from cleanup_rbuf(driver, a.socket)
-        elif a.kind != RX_ONLY:
-            yield from sendmsg(a.socket, row)
-            yield from dev_queue_xmit(driver, a.socket, row)

@@ -247,14 +247,6 @@ def test_a_small_ring_stops_and_opens(model: str, ring: dict[str, Any], how: str
 @pytest.mark.parametrize(
     ("model", "workload", "settings", "message"),
     [
-        ("vfio", "rx", {"workload.size": 1473},
-         "workload.size: 1473 bytes do not fit one Ethernet frame, and vfio receives no TCP stream "
-         "(vhost-net and virtio-net do); the largest is 1472"),
-        ("e1000", "rx", {"workload.size": 1473},
-         "workload.size: 1473 bytes do not fit one Ethernet frame, and e1000 receives no TCP stream "),
-        *((model, "rr", {"workload.background": 9, "workload.background_from": "client"},
-           f"workload.background_from: {model} sends TCP streams and receives none; vhost-net and virtio-net receive")
-          for model in (*MODELS, "e1000", "pcnet")),
         ("bare-metal", "tx", {"device.ethtool_tso": False}, "unknown setting 'device.ethtool_tso'"),
         ("vfio", "tx", {"device.csum": False}, "unknown setting 'device.csum'"),
         ("vhost-user", "tx", {"device.vnet_hdr": False}, "unknown setting 'device.vnet_hdr'"),

@@ -433,7 +433,6 @@ def test_engines_agree(model: str) -> None:
     ("model", "workload", "settings", "message"),
     [
         ("vhost-net", "rx", {"workload.size": 65537}, "workload.size: 65537 bytes in a send call; the most is 65536"),
-        ("e1000", "rx", {"workload.size": 1473}, "workload.size: 1473 bytes do not fit one Ethernet frame"),
         ("vhost-net", "rx", {"workload.size": 9000, "workload.rate": 9}, "workload.rate: 9000 bytes a send call are"),
         ("vhost-net", "tx", {"workload.background": 9, "workload.background_from": "client"},
          "workload.background_from: the client sends a stream beside rr, not beside tx"),

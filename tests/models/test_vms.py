@@ -395,11 +395,6 @@ def test_one_guest_and_a_peer_outside_unless_told_otherwise() -> None:
         ("vhost-net", "rr", {**BETWEEN, "workload.peer_delay": "1us"},
          "workload.peer_delay: a client in a guest does not wait after a reply; leave this out, or give a "
          "workload.rate in its place"),
-        ("e1000", "rr", {**BETWEEN, "workload.background": 1000},
-         "workload.background: e1000 sends TCP streams and receives none; vhost-net and virtio-net receive them"),
-        ("e1000", "tx", {**BETWEEN, "workload.size": 2000},
-         "workload.size: 2000 bytes a send call are a TCP stream, and e1000 receives none (vhost-net and virtio-net "
-         "do); the largest packet from guest to guest is 1472"),
         ("vhost-net", "tx", {**BETWEEN, "workload.size": 2000, "workload.rate": 1000},
          "workload.rate: 2000 bytes a send call are a TCP stream, whose pace is set by its window; leave out the rate"),
         ("vhost-net", "tx", {**BETWEEN, "workload.background": 1000, "workload.background_from": "client"},
