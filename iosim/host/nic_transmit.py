@@ -10,10 +10,10 @@ from iosim.host import counters as count
 from iosim.host.costs import GSO_SEGMENT, HOST_IRQ, NIC_RX_DELAY, NIC_TX, WIRE
 from iosim.host.dql import dql_avail, dql_completed, dql_queued
 from iosim.host.flows import flow_of
-from iosim.host.frames import MSS
-from iosim.host.network import Network
+from iosim.host.frames import MSS, TCP_HEADERS, WIRE_OVERHEAD
+from iosim.host.network import Network, packet_len
 from iosim.host.packets import bytes_on_wire, flow_number, payload, qdisc_pkt_len, segments, sized, stream_packet
-from iosim.host.qdisc import Qdisc, enqueue, next_flow
+from iosim.host.qdisc import enqueue, next_flow
 from iosim.requests import FOREIGN, mark
 from iosim.window import QDISC, drop
 
@@ -32,7 +32,7 @@ def qdisc_run(net: Network) -> Generator[Effect, None, None]:
         net.running = True
         while net.gso_skb.count + net.qdisc.count > 0 and dql_avail(net.dql) >= 0:
             if net.gso_skb.count == 0:
-                yield from validate_xmit_skb(net, dequeue(net.qdisc, net.frame))
+                yield from validate_xmit_skb(net, dequeue(net))
             packet = take_first(net.gso_skb)
             yield spend(NIC_TX)
             dql_queued(net.dql, packet_bytes(net, packet))
@@ -41,23 +41,21 @@ def qdisc_run(net: Network) -> Generator[Effect, None, None]:
         net.running = False
 
 
-def dequeue(q: Qdisc, frame: int) -> int:
-    """Take the next packet; in ``fq`` its flow pays for every byte that its frames have on the wire."""
+def dequeue(net: Network) -> int:
+    """Take the next packet; in ``fq`` its flow pays for every byte of its frames."""
+    q = net.qdisc
     flow = 0
     if q.fair:
         flow = next_flow(q)
     packet = take_first(q.queue[flow])
-    size = frame
-    if payload(packet) > 0:
-        size = qdisc_pkt_len(payload(packet))
-    q.deficit[flow] -= size
+    q.deficit[flow] -= packet_bytes(net, packet)
     q.count -= 1
     return packet
 
 
 def packet_bytes(net: Network, packet: int) -> int:
     """Return the bytes of all frames of a packet."""
-    size = net.frame
+    size = packet_len(net, packet)
     if payload(packet) > 0:
         size = qdisc_pkt_len(payload(packet))
     return size
@@ -110,7 +108,11 @@ def put_on_wire(net: Network, row: int) -> Generator[Effect, None, None]:
     size = payload(row)
     began = m.clock.now
     if size == 0:
-        yield spend(WIRE, net.wire_bytes)
+        frame = net.wire_bytes
+        if row >= FOREIGN:
+            # An acknowledgement, whatever the size of requests.
+            frame = TCP_HEADERS + WIRE_OVERHEAD
+        yield spend(WIRE, frame)
         m.counters.n[count.WIRE_FRAMES] += 1
     else:
         yield spend(WIRE, bytes_on_wire(size))

@@ -354,6 +354,19 @@ def test_small_requests_beside_a_received_stream() -> None:
     assert (result.stamps[:, -1] - result.stamps[:, 0] == result.latency_ps).all()
 
 
+def test_an_acknowledgement_has_its_own_size_on_the_wire() -> None:
+    """66 bytes and 24 around them, beside replies of 1000 (they went as those once): out of two sums, how many each."""
+    settings = {"workload.size": 1000, "workload.background": 65536, "workload.background_from": "client"}
+    path = iosim.install("vhost-net", workload="rr", settings={"host.constant": True, **settings})
+    path.env.run(until=5_000_000_000)
+    n = dict(zip(NAMES, path.machine.counters.n, strict=True))
+    reply, ack = 1000 + 42 + 24, TCP_HEADERS + 24
+    acks, rest = divmod(n["wire_frames"] * reply - n["wire_busy.out"] // 800, reply - ack)
+    assert rest == 0
+    assert 50 < n["stream.acks"] - 3 < acks <= n["stream.acks"]
+    assert abs(n["wire_frames"] - acks - path.machine.window.completed) < 3
+
+
 # -- engines ------------------------------------------------------------------------------------------------------
 
 
