@@ -194,7 +194,7 @@ def streams(draw: st.DrawFn, workload: str, chosen: dict[str, Any], senders: lis
 @pytest.mark.slow
 @pytest.mark.parametrize("model", PATHS)
 def test_identical_whatever_the_settings(model: str) -> None:
-    @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(settings_of(model))
     def check(drawn: tuple[str, dict[str, Any]]) -> None:
         assert_identical(model, *drawn)

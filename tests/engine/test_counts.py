@@ -176,6 +176,7 @@ def test_what_a_request_leaves_behind(model: str, workload: str) -> None:
     assert (sys.getallocatedblocks() - before) / 2000 <= 4.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "workload"), PATHS, ids=IDS)
 def test_memory_at_the_peak(model: str, workload: str) -> None:
     """A time stamp takes 8 bytes in each of four places at most, whatever else a request needs takes 40 bytes.

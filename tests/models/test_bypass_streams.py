@@ -12,9 +12,10 @@ import pytest
 import iosim
 from iosim.guest import ixgbe
 from iosim.host import ixgbe as nic
-from iosim.host import network
+from iosim.host import nic_transmit
 from iosim.host.frames import MSS, TCP_HEADERS
 from iosim.host.hosts import load
+from iosim.host.network import Network
 from iosim.host.packets import bytes_on_wire, payload
 from iosim.run import run as run_specification
 from iosim.specification import specify
@@ -64,12 +65,12 @@ def test_frames_on_the_wire_and_stages(model: str, how: str, size: int) -> None:
 def test_every_byte_is_on_the_wire_once(model: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def put_on_wire(net: network.Network, row: int) -> Generator[Any, Any, None]:
+    def put_on_wire(net: Network, row: int) -> Generator[Any, Any, None]:
         sizes.append(payload(row))
         yield from original(net, row)
 
-    original = network.put_on_wire
-    for module in (nic, network):
+    original = nic_transmit.put_on_wire
+    for module in (nic, nic_transmit):
         monkeypatch.setattr(module, "put_on_wire", put_on_wire)
     result = run(model, requests=5, **{"workload.size": 65536, "run.warmup": 0, **chosen(model, how)})
     # What was sent while the run came to its end is there in full as well.

@@ -175,7 +175,7 @@ def drawn(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
 @pytest.mark.skipif(not compiled_available(), reason="no compiled engine here")
 @pytest.mark.parametrize("model", [*VIRTIO, "e1000"])
 def test_identical_on_both_engines(model: str) -> None:
-    @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(drawn(model))
     def check(one: tuple[str, dict[str, Any]]) -> None:
         assert_identical(model, *one)

@@ -209,7 +209,7 @@ def test_a_dropped_segment_of_a_stream_is_no_request_s() -> None:
     [
         ("tx", {"workload.size": 65536, **SOFTWARE, "device.queues": 2}),
         ("rr", {"workload.background": 65536, "host.qdisc": "fq", "host.nic_tso": False}),
-        ("rr", {"workload.background": 3000, "device.csum": False, **NEITHER, "host.tap_queue": 1}),
+        ("rr", {"workload.background": 3000, "device.csum": False, **NEITHER, "host.tap_queue": 1, "run.requests": 60}),
         ("tx", {"workload.background": 65536, "host.qdisc": "fq", "run.keep": "summary"}),
     ],
 )

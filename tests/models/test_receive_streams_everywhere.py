@@ -440,7 +440,7 @@ def drawn(draw: st.DrawFn) -> tuple[str, str, dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.skipif(not compiled_available(), reason="no compiled engine here")
 def test_identical_on_both_engines() -> None:
-    @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(drawn())
     def check(one: tuple[str, str, dict[str, Any]]) -> None:
         assert_identical(*one)

@@ -250,7 +250,7 @@ def test_one_poll_may_free_more_buffers_than_it_has_packets(model: str) -> None:
 @pytest.mark.skipif(not compiled_available(), reason="no compiled engine here")
 @pytest.mark.parametrize("model", MODELS)
 def test_identical_on_both_engines(model: str) -> None:
-    @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(drawn(model))
     def check(one: tuple[str, dict[str, Any]]) -> None:
         assert_identical(model, *one)

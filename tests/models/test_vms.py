@@ -350,7 +350,7 @@ def drawn(draw: st.DrawFn, model: str) -> tuple[str, dict[str, Any]]:
 @needs_compiled
 @pytest.mark.parametrize("model", [*VIRTIO, "e1000"])
 def test_identical_whatever_the_settings(model: str) -> None:
-    @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(drawn(model))
     def check(one: tuple[str, dict[str, Any]]) -> None:
         assert_identical(model, *one)
