@@ -165,6 +165,57 @@ def test_eepro100(model: str) -> None:
     assert latency(model) == TO_TAP + device + handler + napi + send + FROM_TAP
 
 
+def test_ne2k_pci() -> None:
+    """A frame of 60 bytes is 15 numbers of 32 bits: one exit for all of them coming in, one for each going out."""
+    items = FRAME // 4
+    string_write = PORT_WRITE.replace("vm_exit", "vm_exit kvm_mmio_decode")
+    string_read = f"{string_write} {items - 1}*qemu_pio_item {items - 1}*qemu_nic_register mmio_read_result"
+    device = ps(HOST, f"thread_wakeup sys_ppoll sys_read qemu_net_queue {LINE} vm_entry") + COLD + HOT
+    look = ps(HOST, f"{PORT_WRITE} {PORT_READ} {PORT_WRITE} {PORT_READ}")
+    # CMD, then count, address and direction.
+    dma = 6 * ps(HOST, PORT_WRITE)
+    header = dma + ps(HOST, f"{PORT_READ} {PORT_WRITE}")
+    packet = dma + ps(HOST, f"{string_read} {PORT_WRITE}")
+    # Where the ring ends and begins, twice; W BOUNDARY between. W ISR lowers the line.
+    receive = look + header + ps(HOST, "driver_receive") + packet + ps(HOST, PORT_WRITE) + look
+    handler = ps(HOST, f"irq_entry driver_irq {PORT_WRITE} {PORT_READ}") + receive + ps(
+        HOST, f"{PORT_WRITE} {LINE} {PORT_WRITE} {PORT_READ} vm_exit kvm_eoi vm_entry"
+    )
+    softirq = ps(HOST, "softirq_entry guest_stack_rx guest_wakeup sys_recvmsg") + HOT_1
+    # W IMR, W ISR; after the data R ISR, W ISR; then the send command, after CMD, its own state, length and page.
+    send = ps(HOST, f"sys_sendmsg guest_stack_tx driver_xmit {PORT_WRITE} {PORT_WRITE}") + HOT_1 + dma
+    send += items * ps(HOST, string_write) + ps(HOST, f"{PORT_READ} {PORT_WRITE}")
+    send += ps(HOST, f"{PORT_WRITE} {PORT_READ} {PORT_WRITE} {PORT_WRITE} {PORT_WRITE}")
+    send += ps(HOST, "vm_exit kvm_pio_return qemu_dispatch qemu_nic_register qemu_net_queue sys_write") + HOT
+    assert latency("ne2k_pci") == TO_TAP + device + handler + softirq + send + FROM_TAP
+
+
+def test_pcnet() -> None:
+    """Each access sets the device's timer anew and so wakes QEMU's main loop, which then wants the lock.
+
+    Where it is slow to wake, no access has to wait for it: the sum has a write to its eventfd for each.
+    """
+    slow = {"host.costs.thread_wakeup": "300us", "workload.rate": 1000, "workload.arrivals": "constant"}
+    write, read = f"{PORT_WRITE} eventfd_write", f"{PORT_READ} eventfd_write"
+    read_csr, write_csr = f"{write} {read}", f"{write} {write}"
+    device = 300_000_000 + ps(HOST, f"sys_ppoll sys_read qemu_net_queue qemu_nic_packet {LINE} vm_entry")
+    device += COLD + 2 * HOT
+    # CSR0 acknowledged, which lowers the line; masked in CSR3.
+    handler = ps(
+        HOST,
+        f"irq_entry driver_irq {read_csr} {write_csr} {LINE} {read_csr} {write_csr} vm_exit kvm_eoi vm_entry",
+    )
+    napi = ps(
+        HOST,
+        f"softirq_entry driver_refill driver_receive guest_stack_rx {read_csr} {write_csr} {write_csr} "
+        "guest_wakeup sys_recvmsg",
+    ) + HOT_1
+    # Any access polls the transmit ring: the packet goes out with the write of RAP, before the one that demands it.
+    send = emulated_send("vm_exit kvm_pio_return qemu_dispatch qemu_nic_register")
+    settings = {"host.halt_poll_ns": "10ms", "run.warmup": 40, **slow}
+    assert latency("pcnet", **settings) == TO_TAP + device + handler + napi + send + FROM_TAP
+
+
 TO_HOST = ps(HOST, "client_send") + ON_WIRE + PROPAGATION
 FROM_HOST = ps(HOST, "client_receive") + ON_WIRE + PROPAGATION
 IXGBE_RECEIVE = ps(

@@ -359,6 +359,8 @@ CLOSED_FORMS: dict[str, Callable[[], None]] = {
     "e1000, mitigation off": depth_one.test_e1000_without_mitigation,
     "e1000": depth_one.test_e1000_outside_the_mitigation_window,
     "rtl8139": depth_one.test_rtl8139,
+    "ne2k_pci": depth_one.test_ne2k_pci,
+    "pcnet": depth_one.test_pcnet,
     "i82551": lambda: depth_one.test_eepro100("i82551"),
     "i82557b": lambda: depth_one.test_eepro100("i82557b"),
     "i82559er": lambda: depth_one.test_eepro100("i82559er"),
