@@ -36,6 +36,7 @@ def command(*arguments: str) -> str:
     return f"from iosim.cli import main\nmain({list(arguments)!r})"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "says", "not_loaded"),
     [
@@ -82,6 +83,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
         iosim.simulat  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [
@@ -106,6 +108,7 @@ def test_compare_and_sweep_are_functions_whatever_was_imported_first(statement: 
     )
 
 
+@pytest.mark.slow
 def test_a_cold_compilation_is_announced_and_a_warm_one_is_not(tmp_path: Path) -> None:
     """One line on stderr the first time a path is compiled; the second time its code is found on disk."""
     pytest.importorskip("llvmlite")
@@ -117,6 +120,7 @@ def test_a_cold_compilation_is_announced_and_a_warm_one_is_not(tmp_path: Path) -
     assert said[0].stdout == said[1].stdout
 
 
+@pytest.mark.slow
 def test_without_the_extra_a_long_run_says_once_what_would_make_it_faster(tmp_path: Path) -> None:
     """llvmlite hidden: `auto` runs on SimPy, says so once, and the document is the same but for the engine."""
     code = (

@@ -44,6 +44,7 @@ def iosim(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_page_s_commands_know_the_models(package: Path) -> None:
     for command in commands(PAGE):
         fewer = ["--requests", "100"] if command[0] in ("run", "compare", "sweep") else []
@@ -64,6 +65,7 @@ def test_its_settings_and_stages_reach_the_document(package: Path) -> None:
 THREE = ["device.queues=3", "guest.vcpus=2", "device.vectors=0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workload", "settings"), [("rr", THREE), ("tx", []), ("rx", THREE)])
 def test_the_network_path_is_the_same_on_both_engines_without_a_gap(
     package: Path, workload: str, settings: list[str]

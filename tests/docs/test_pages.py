@@ -45,6 +45,7 @@ def test_the_examples_on_the_page_run(page: Path, room: Path) -> None:
     assert tried >= shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p) and p.name != "models.md"], ids=name)
 def test_the_commands_on_the_page_work(page: Path, room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in commands(page):

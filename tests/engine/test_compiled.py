@@ -258,6 +258,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iosim.engine.compiled.engine._translations", {})
 
 
+@pytest.mark.slow
 def test_code_is_kept_on_disk_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     forget(monkeypatch)
@@ -422,6 +423,7 @@ def test_auto_chooses_by_the_length_of_the_run() -> None:
     assert iosim.simulate("vhost-net", requests=6000).engine == "compiled"
 
 
+@pytest.mark.slow
 def test_many_requests_make_the_lists_grow() -> None:
     """More requests than there is room for at first: the table moves, and nothing else changes."""
     assert_identical("vhost-net", "rr", {"run.requests": 20_000, "host.constant": True})

@@ -99,6 +99,7 @@ def test_every_path_has_its_numbers() -> None:
     assert set(COUNTS) == set(PATHS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "workload"), PATHS, ids=IDS)
 def test_events_and_timers_per_request(model: str, workload: str) -> None:
     path = installed(model, workload, simpy.Environment())
@@ -139,6 +140,7 @@ def test_an_environment_that_waits_for_the_clock_sees_every_step(model: str) -> 
     assert np.array_equal(at_once.machine.table.rows()[:rows], stepwise.machine.table.rows()[:rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "workload"), PATHS, ids=IDS)
 def test_simpy_sees_nothing_but_timers(model: str, workload: str) -> None:
     """No Store, no Resource, no event for a process's turn: a notification that takes no time schedules nothing."""
@@ -150,6 +152,7 @@ def test_simpy_sees_nothing_but_timers(model: str, workload: str) -> None:
     assert env.scheduled - path.engine.timers <= len(env.processes) + 1 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "workload"), PATHS, ids=IDS)
 def test_one_process_for_each_of_the_model_and_none_for_a_request(model: str, workload: str) -> None:
     env = Counting()
@@ -160,6 +163,7 @@ def test_one_process_for_each_of_the_model_and_none_for_a_request(model: str, wo
     assert all(process.is_alive for process in env.processes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "workload"), PATHS, ids=IDS)
 def test_what_a_request_leaves_behind(model: str, workload: str) -> None:
     """Once it is complete: its number in the order of completion, and what stands in the rings of finite queues.

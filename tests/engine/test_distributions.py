@@ -202,6 +202,7 @@ TABLES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(value=SCALARS | TABLES | st.lists(SCALARS, max_size=3), unit_ps=st.sampled_from([1, 1e3, 1e6, 1e9]))
 @settings(max_examples=400, deadline=None)
 def test_any_value_is_a_distribution_with_a_table_or_an_error_of_one_line(

@@ -225,6 +225,7 @@ def rooms(draw: st.DrawFn) -> tuple[int, list[dict[str, Any]]]:
     return cpus, draw(st.lists(thread, min_size=1, max_size=7))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(rooms(), st.sampled_from([7_000, 30_000]), st.booleans(), st.sampled_from([-1, 0, 5_000]))
 def test_threads_run_where_they_may_and_no_cpu_is_idle_that_one_could_use(
@@ -326,6 +327,7 @@ def test_identical_whatever_the_pins() -> None:
     check()
 
 
+@pytest.mark.slow
 @needs_compiled
 def test_compiled_once_whatever_the_pins_and_however_many_hogs(monkeypatch: pytest.MonkeyPatch) -> None:
     from iosim.engine.compiled import code

@@ -50,6 +50,7 @@ def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "ROOMS", 512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "workload"), PATHS)
 def test_both_engines_give_the_same_document(sketch: None, model: str, workload: str) -> None:
     pytest.importorskip("llvmlite")
@@ -78,6 +79,7 @@ def test_what_fits_is_exactly_what_a_run_that_keeps_all_says(model: str, workloa
         assert stage.mean.value == float(Fraction(total, 1500)) / 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "workload"), PATHS)
 def test_a_sketch_differs_by_no_more_than_it_says(sketch: None, model: str, workload: str) -> None:
     """Rows are used again many times here, and the trace is the same."""
@@ -171,6 +173,7 @@ def test_whatever_the_settings(monkeypatch: pytest.MonkeyPatch, model: str) -> N
 
 
 class TestComparisons:
+    @pytest.mark.slow
     @pytest.mark.parametrize("more", [{}, {"run.duration": "40ms"}])
     def test_of_sketches(self, sketch: None, more: dict[str, Any]) -> None:
         a, b = (
@@ -188,6 +191,7 @@ class TestComparisons:
         assert b.results[0].plot() is not None
         assert b.table.num_rows == a.table.num_rows
 
+    @pytest.mark.slow
     def test_means_are_paired_by_common_random_numbers(self, sketch: None) -> None:
         a, b = (
             compare("virtio-net", "vhost-net", settings={"run.keep": keep, "run.requests": 4000}, workers=1)

@@ -49,6 +49,7 @@ def alone(model: str, size: int, how: str) -> iosim.Result:
     return run(model, **{"workload.size": size, "workload.depth": 1, **chosen(model, how)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("size", [1473, GSO, 65536])

@@ -232,6 +232,7 @@ def test_registers_of_rtl8139_by_memory() -> None:
     assert memory.per_request("exits.EPT_MISCONFIG").value == ports.per_request("exits.IO_INSTRUCTION").value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["rtl8139", "pcnet", "i82551"])
 def test_a_driver_that_is_too_slow_loses_packets_and_goes_on(model: str) -> None:
     """The ring runs dry: RxEmpty, MISS or RNR. The e100 has to start the receive unit again."""
@@ -304,6 +305,7 @@ class TestStreams:
         # One interrupt may serve what two did, and its handler looks at the ring after each.
         assert accesses == pytest.approx(sent + received, rel=0.05)
 
+    @pytest.mark.slow
     def test_how_much_of_a_link_each_emulation_can_use(self) -> None:
         """From programmed I/O by way of a register access or more for each frame to one write for 45 of them."""
         large = {"workload.size": 45 * MSS, "workload.depth": 4}
@@ -312,6 +314,7 @@ class TestStreams:
         assert rates[0] < 20e6
         assert rates[-1] > 2e9
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("model", ["ne2k_pci", "rtl8139", "pcnet", "i82551"])
     def test_requests_beside_a_stream(self, model: str) -> None:
         settings = {"workload.background": 2 * MSS, "workload.background_depth": 2}

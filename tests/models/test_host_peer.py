@@ -102,6 +102,7 @@ def test_each_segment_of_an_e1000_passes_it_on_the_vcpus_thread() -> None:
     assert result.saturated == ["vcpu0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sender", ["guest", "client"])
 def test_a_stream_beside_requests(sender: str) -> None:
     chosen = {"workload.background": 65536, "workload.background_from": sender}
@@ -110,6 +111,7 @@ def test_a_stream_beside_requests(sender: str) -> None:
     assert found.count("background_bytes") * 8 / found.duration_ns > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workload", "chosen"), [
     ("rx", {"workload.size": 65536, "device.guest_tso4": False}),
     ("rx", {"workload.depth": 64}),

@@ -93,11 +93,13 @@ def test_the_page_has_every_path() -> None:
 class TestSending:
     """The application waits where the path is slow: nothing is lost on the way, no work is done in vain."""
 
+    @pytest.mark.slow
     def test_below_capacity_all_is_sent(self, path: str) -> None:
         for part in (0.02, 0.5, 0.85):
             rate = part * float(TX[path][0])
             assert everything_completes(play(path, "tx", rate), rate)
 
+    @pytest.mark.slow
     def test_beyond_capacity_it_stays_flat(self, path: str) -> None:
         capacity, thread = float(TX[path][0]), TX[path][1].strip("`")
         twice, four_times = (play(path, "tx", factor * capacity) for factor in (2, 4))
@@ -133,6 +135,7 @@ def shares(result: Result) -> tuple[float, float]:
 
 
 class TestReceiving:
+    @pytest.mark.slow
     @pytest.mark.parametrize("path", RX)
     def test_up_to_capacity_all_is_received(self, path: str) -> None:
         for part in (0.02, 0.5, 0.9, 1):
@@ -155,6 +158,7 @@ class TestReceiving:
         ratio = fallen.throughput.value / before.throughput.value
         assert application / was == pytest.approx(ratio, rel=0.2)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("path", SURVIVE)
     def test_in_a_flood_it_stays_flat(self, path: str) -> None:
         """Most is lost before anybody has worked on it: at queues outside of the guest."""
@@ -216,6 +220,7 @@ STREAM = {"workload.background": 3000, "workload.background_from": "client", "ru
 class TestBesideAStream:
     """A stream never comes to its end by itself, as requests do: a run in which it takes all the time has to end."""
 
+    @pytest.mark.slow
     def test_a_livelock_ends_the_run_and_the_error_names_it(self) -> None:
         chosen = {**STREAM, "host.cpus": 1, "host.timeslice": "100us", "host.tap_queue": 10}
         messages = set()
@@ -239,6 +244,7 @@ class TestBesideAStream:
         assert result.warnings == []
 
 
+@pytest.mark.slow
 def test_what_is_shared_may_be_what_is_short() -> None:
     """Threads that share CPUs, and frames that share the wire: none of them has to be busy all the time."""
     over = iosim.simulate("virtio-net", workload="tx", requests=3000, settings={"guest.vms": 3, "host.cpus": 2})
@@ -281,6 +287,7 @@ def test_a_poller_is_not_saturated_by_polling() -> None:
     assert 0.3 < halted.cpu_polling["vcpu0"].value < halted.cpu_by_process["vcpu0"]["kvm idle"].value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "workload", "rate"), [
     ("vhost-net", "rx", 900_000),
     ("rtl8139", "rx", 150_000),
@@ -306,6 +313,7 @@ def test_both_engines_and_both_ways_to_keep_say_the_same_of_an_overload(path: st
     assert documents[2] == documents[1]
 
 
+@pytest.mark.slow
 def test_a_summary_of_an_overload_warns_where_one_request_outlives_a_hundred_thousand() -> None:
     """More are dropped while one waits than a summary has rows: they are used again, but for those under way."""
     pytest.importorskip("llvmlite")

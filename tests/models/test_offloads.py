@@ -39,6 +39,7 @@ def alone(model: str, size: int, *, how: str) -> iosim.Result:
     return run(model, **{"workload.size": size, "workload.depth": 1, **chosen})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("how", ["tso", "software", "neither", "host off"])
 @pytest.mark.parametrize("size", [1473, GSO, 65536])
@@ -89,6 +90,7 @@ def test_a_wire_that_is_busy_carries_what_the_headers_leave(rate: int) -> None:
     assert rate * 1e9 * GSO / bytes_on_wire(GSO) == pytest.approx(rate * 0.9415e9, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_gso_of_the_hosts_nic_is_not_asked() -> None:
     """A guest's packet is segmented for a NIC without TSO whether that has gso or not: skb_gso_segment either way."""
     for tso in (False, True):
@@ -193,6 +195,7 @@ def test_in_fair_queueing_they_wait_for_what_the_nic_has() -> None:
     assert waits[0] > 2 * waits[1] > 3 * waits[2]
 
 
+@pytest.mark.slow
 def test_a_dropped_segment_of_a_stream_is_no_request_s() -> None:
     """24 send calls of 64 KiB do not fit the 1000 frames of the queueing discipline. A request's place in the closed
     loop is given back for a request, and not for a segment: never more than 4 under way."""

@@ -33,6 +33,7 @@ def elsewhere(flows: int, pairs: int) -> float:
     return sum(rss_queue(flow_hash(flow), pairs) != flow % pairs for flow in range(flows)) / flows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", ["rr", "tx", "rx"])
 @pytest.mark.parametrize("chosen", [{}, {"device.vectors": 0}, {"device.vectors": 2}], ids=["own", "intx", "shared"])
 @pytest.mark.parametrize("model", [*VIRTIO, "vfio", "bare-metal"])
@@ -48,6 +49,7 @@ def test_stages_have_no_gap(model: str, chosen: dict[str, Any], workload: str) -
 # -- each pair by itself ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", OWN_NIC)
 def test_sending_scales_with_the_pairs_until_the_wire_is_full(model: str) -> None:
     one, four = run(model, "tx"), run(model, "tx", **FOUR)
@@ -141,6 +143,7 @@ def test_who_is_interrupted_for_all() -> None:
     assert [interrupted(INTX, 4, vcpus) for vcpus in (1, 2, 4)] == [0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("vectors", "one"), [(2, "vcpu3"), (0, "vcpu0")])
 @pytest.mark.parametrize("model", VIRTIO)
 def test_one_vcpu_receives_for_all(model: str, vectors: int, one: str) -> None:

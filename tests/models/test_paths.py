@@ -160,6 +160,7 @@ def any_run(draw: st.DrawFn) -> tuple[str, str, dict[str, object]]:
     return model, workload, chosen
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(any_run())
 def test_stages_sum_to_the_latency_whatever_the_settings(run: tuple[str, str, dict[str, object]]) -> None:
@@ -190,6 +191,7 @@ def test_stages_sum_to_the_latency_whatever_the_settings(run: tuple[str, str, di
     assert sum(means) == pytest.approx(result.latency["mean"].value, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", EVERY)
 @pytest.mark.parametrize("workload", ["rr", "tx", "rx"])
 def test_recorded_stamps_are_in_order_without_any_repair(model: str, workload: str) -> None:

@@ -141,6 +141,7 @@ def test_fc_fast_consumer(p: Parameters) -> None:
     check_fc(p)
 
 
+@pytest.mark.slow
 @examples
 @given(st.booleans().flatmap(lambda slow: pairs(slow_producer=slow, slow_consumer=False)).map(mirrored))
 def test_fp_fast_producer(p: Parameters) -> None:
@@ -173,6 +174,7 @@ def test_sp_only_the_producer_starts_too_slowly(p: Parameters) -> None:
 # -- polling -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @examples
 @given(pairs(slow_producer=True, slow_consumer=True) | pairs(slow_producer=False, slow_consumer=False).map(mirrored))
 def test_polling_goes_as_fast_as_the_slower_side(p: Parameters) -> None:
@@ -290,6 +292,7 @@ anything = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(anything, st.integers(1, 64), st.integers(1, 64))
 def test_no_notification_is_lost_and_stages_sum_to_the_latency(given: dict[str, Any], kp: int, kc: int) -> None:

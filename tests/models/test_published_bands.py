@@ -19,6 +19,7 @@ INSIDE = [name for name, band in BANDS.items() if "deviates" not in band]
 DEVIATING = [name for name, band in BANDS.items() if "deviates" in band]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INSIDE)
 def test_the_simulated_ratio_is_in_the_published_band(name: str) -> None:
     band = BANDS[name]
@@ -70,6 +71,7 @@ def bulk(model: str, **settings: str) -> float:
     return iosim.simulate(model, workload="tx", settings=fixed).bits_per_s.value / 1e9
 
 
+@pytest.mark.slow
 def test_what_the_page_says_besides() -> None:
     """Over a link of 10 Gbit/s, and with more to do for each write to the tap."""
     e1000, virtio = bulk("e1000"), bulk("virtio-net")

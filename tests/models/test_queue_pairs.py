@@ -187,6 +187,7 @@ def test_one_vcpu_and_one_flow_for_each_pair_unless_told_otherwise() -> None:
     assert (settings["device.queues"], settings["guest.vcpus"], settings["workload.flows"]) == (2, 2, 2)
 
 
+@pytest.mark.slow
 def test_the_rate_is_of_all_flows_and_the_depth_of_each() -> None:
     rate = {"workload.rate": 200_000, "workload.arrivals": "constant"}
     for workload in ("tx", "rx", "rr"):

@@ -153,6 +153,7 @@ def long_run(name: str, service: str, load: float) -> Result:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("service", GENERAL)
 def test_the_wait_of_a_socket_is_that_of_the_formula(service: str, load: float) -> None:
@@ -160,6 +161,7 @@ def test_the_wait_of_a_socket_is_that_of_the_formula(service: str, load: float) 
     assert not differs(waits(SERVERS["application"], result), formula(GENERAL[service], load))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("service", ["M/M/1", "M/D/1"])
 @pytest.mark.parametrize("name", [name for name in SOFTWARE if name != "application"])

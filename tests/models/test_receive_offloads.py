@@ -226,6 +226,7 @@ def test_the_window_shuts_where_the_application_does_not_read() -> None:
     assert calls_acknowledged(tcp_ack(s)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("how", [ON, NO_GRO, NO_TSO4, {**NO_MERGING, "device.mrg_rxbuf": False}])
 @pytest.mark.parametrize("size", [1473, 20_000, 65536])
@@ -266,6 +267,7 @@ def test_with_all_on_the_tap_has_few_large_packets(model: str) -> None:
     assert 65536 / 4096 < n["buffers"] < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("how", ["no gro", "no tso4", "no csum"])
 def test_without_gro_or_guest_tso4_or_guest_csum_the_tap_has_frames(model: str, how: str) -> None:
@@ -276,6 +278,7 @@ def test_without_gro_or_guest_tso4_or_guest_csum_the_tap_has_frames(model: str, 
     assert n["skbs"] < n["frames"] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_where_nobody_merges_every_segment_goes_up_and_every_second_is_acknowledged(model: str) -> None:
     n = counts(bulk(model, "no merging"))
@@ -315,6 +318,7 @@ def test_depth_one_in_closed_form() -> None:
 # -- who limits ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("how", ["on", "no gro", "no tso4", "no merging"])
 def test_1_gbit_is_the_wire_s_goodput_whatever_is_off(model: str, how: str) -> None:
@@ -347,6 +351,7 @@ def test_at_1_gbit_frames_come_too_far_apart_to_be_merged() -> None:
     assert counts(run("vhost-net", **slow))["tap_packets"] < 10
 
 
+@pytest.mark.slow
 def test_small_requests_beside_a_received_stream() -> None:
     settings = {"workload.background": 65536, "workload.background_from": "client", "workload.rate": 1000}
     result = run("vhost-net", "rr", requests=40, **settings)

@@ -108,6 +108,7 @@ def test_a_model_that_receives_none_says_so_in_one_line(workload: str, chosen: d
 # -- counts -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_frames_that_come_far_apart_go_up_one_by_one(model: str) -> None:
     """And every second one is acknowledged. The e1000's mitigation lets two or three come together."""
@@ -189,6 +190,7 @@ def test_a_slow_wire_is_full(model: str) -> None:
     assert slow(model).bits_per_s.value == pytest.approx(wire * 65536 / bytes_on_wire(65536), rel=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "gigabits"),
     [("bare-metal", 8.2), ("vfio", 8.3), ("vhost-user", 9.4), ("e1000", 4.3)],
@@ -257,6 +259,7 @@ def test_the_second_segment_on_an_e1000() -> None:
 # -- losses -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", EMULATED)
 def test_a_tap_of_few_frames_loses_segments_and_the_run_ends(model: str) -> None:
     wire, depth = ("100Mbit/s", 4) if model == "ne2k_pci" else ("4Gbit/s", 1)
@@ -366,6 +369,7 @@ def test_requests_beside_a_received_stream(model: str) -> None:
     assert (found.stamps[:, -1] - found.stamps[:, 0] == found.latency_ps).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "gigabits"), [("e1000", 2.5), ("rtl8139", 0.36), ("i82551", 0.27), ("pcnet", 0.078), ("ne2k_pci", 0.0084)]
 )

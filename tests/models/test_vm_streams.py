@@ -62,6 +62,7 @@ def test_a_gso_packet_goes_through_uncut(model: str) -> None:
     assert found.dropped == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("without", ["guest_tso4", "guest_csum"])
 def test_a_receiver_that_takes_no_gso_packets_has_them_cut_at_its_tap(model: str, without: str) -> None:
@@ -72,6 +73,7 @@ def test_a_receiver_that_takes_no_gso_packets_has_them_cut_at_its_tap(model: str
     assert found.bits_per_s.value < 0.7 * bulk(model).bits_per_s.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("without", ["host_tso4", "csum"])
 def test_a_sender_without_tso_cuts_for_itself(model: str, without: str) -> None:
@@ -145,6 +147,7 @@ def test_what_limits_it_is_the_receivers_copy() -> None:
     assert shares["vm1-vcpu0"]["vm1 application"].value > 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sender", "reader"), [("guest", "vm0-vcpu0"), ("client", "vm1-vcpu0")])
 def test_a_stream_beside_requests(sender: str, reader: str) -> None:
     """Either way between the same two guests: from the server ("guest") or from the client. It counts when read."""
@@ -168,6 +171,7 @@ def test_a_stream_beside_packets_goes_the_same_way() -> None:
     assert found.latency["max"].value > 2 * alone.latency["max"].value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_lost_segments_hold_nothing_up(model: str) -> None:
     """A tap of three frames, and 46 come at once. What is lost counts as sent again and arrived."""

@@ -285,6 +285,7 @@ def assert_identical(model: str, workload: str, chosen: dict[str, Any]) -> None:
     assert one.snapshots == two.snapshots
 
 
+@pytest.mark.slow
 @needs_compiled
 @pytest.mark.parametrize(
     ("model", "workload", "chosen"),

@@ -52,6 +52,7 @@ def vhost(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Peer
         yield tmp / "net.sock", peer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mergeable", [0, MERGEABLE], ids=["", "mergeable"])
 @pytest.mark.parametrize("ring", MIXES, ids=name)
 def test_driver_side_gets_every_packet_back(vhost: tuple[Path, Peer], ring: int, mergeable: int) -> None:
@@ -108,6 +109,7 @@ def test_70000_packets(vhost: tuple[Path, Peer], ring: int) -> None:
 DRIVERS = list(product([0, 1], [0, 1], [0, 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("packed", "mergeable", "in_order"), DRIVERS)
 def test_device_side_serves_virtio_user(tmp_path: Path, packed: int, mergeable: int, in_order: int) -> None:
     rng = random.Random(f"{packed} {mergeable} {in_order}")

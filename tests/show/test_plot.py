@@ -158,6 +158,7 @@ def test_constant_latencies_can_be_drawn() -> None:
     plot_comparison(comparison).draw_without_rendering()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_a_saved_figure_is_whole_and_the_same_each_time(three: Comparison, tmp_path: Path, suffix: str) -> None:
     magic = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix]
@@ -204,6 +205,7 @@ def test_the_users_style_does_not_change_the_figure(three: Comparison) -> None:
     assert figure.axes[0].xaxis.label.get_color() == "black"
 
 
+@pytest.mark.slow
 def test_neither_importing_iosim_loads_matplotlib_nor_plotting_loads_pyplot() -> None:
     program = (
         "import sys, iosim; assert 'matplotlib' not in sys.modules, 'matplotlib'\n"

@@ -177,6 +177,7 @@ def stop_after(points: int) -> Any:
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_sweep_keeps_its_points_and_goes_on(
     workers: int, reference: Sweep, tmp_path: Path
@@ -252,6 +253,7 @@ sweep("vhost-net", "workload.depth=1,2,3,4", requests=int(sys.argv[2]), progress
 """
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -282,6 +284,7 @@ def long_sweep(script: Path, out: Path) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_finished_points_and_ends_at_once(tmp_path: Path) -> None:
     script, out = tmp_path / "script.py", tmp_path / "out.parquet"
     process = long_sweep(script, out)
@@ -295,6 +298,7 @@ def test_ctrl_c_keeps_the_finished_points_and_ends_at_once(tmp_path: Path) -> No
     assert sorted(os.listdir(tmp_path)) == ["out.parquet", "script.py"]
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
     process = long_sweep(tmp_path / "script.py", tmp_path / "out.parquet")
     process.kill()

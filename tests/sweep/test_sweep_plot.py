@@ -90,6 +90,7 @@ def test_a_failed_point_is_a_gap() -> None:
     found.plot().savefig(io.BytesIO())
 
 
+@pytest.mark.slow
 def test_more_lines_than_can_be_told_apart() -> None:
     found = run(["workload.depth=1,2", "workload.size=1..40"], "vhost-net", requests=5)
     figure = found.plot(x="workload.depth")

@@ -151,6 +151,7 @@ pfns = st.lists(st.one_of(st.integers(0, 2000), st.integers(0, (1 << 32) - 1)), 
 anything = st.tuples(st.integers(0, 2), chains(pfns.map(lambda n: request_pages(n)[0])))
 
 
+@pytest.mark.slow
 @given(st.lists(anything, min_size=1, max_size=6))
 @settings(derandomize=True, deadline=None, max_examples=200)
 def test_any_bytes_on_any_queue(sequence: list[tuple[int, Chain]]) -> None:
@@ -159,6 +160,7 @@ def test_any_bytes_on_any_queue(sequence: list[tuple[int, Chain]]) -> None:
     assert device.ballooned == sum(device._in_balloon)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.booleans(), pfns, st.lists(st.integers(1, 80), max_size=4)), max_size=12))
 @settings(derandomize=True, deadline=None, max_examples=80)
 def test_5_5_6_against_a_set(steps: list[tuple[bool, list[int], list[int]]]) -> None:

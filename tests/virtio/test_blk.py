@@ -350,6 +350,7 @@ ranges = st.builds(
 requests = st.one_of(headers, st.tuples(headers, ranges).map(b"".join))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.just(0), chains(requests)), min_size=1, max_size=5))
 @settings(derandomize=True, deadline=None, max_examples=300)
 def test_any_bytes_get_a_status_or_a_named_error(sequence: list[tuple[int, Chain]]) -> None:

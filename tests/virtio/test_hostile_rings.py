@@ -57,6 +57,7 @@ def host_side(device: VirtioDevice) -> None:
         device.send([InputEvent(EV_SYN, 0, 0)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEVICES)
 @given(
     st.data(),

@@ -487,6 +487,7 @@ anything = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(anything, min_size=1, max_size=6))
 @settings(derandomize=True, deadline=None, max_examples=300)
 def test_any_bytes_on_any_queue(sequence: list[tuple[int, Chain]]) -> None:

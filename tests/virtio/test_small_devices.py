@@ -199,6 +199,7 @@ def test_what_a_console_refuses() -> None:
 controls = st.builds(lambda p, e, v: Control(p, e, v).pack(), st.integers(0, 3), st.integers(0, 8), st.integers(0, 2))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 5), chains(controls)), min_size=1, max_size=6))
 @settings(derandomize=True, deadline=None, max_examples=200)
 def test_any_bytes_to_a_console(sequence: list[tuple[int, Chain]]) -> None:
